@@ -1,0 +1,3 @@
+"""psq: a distributed task queue on Google Cloud Pub/Sub."""
+
+__version__ = "1.0.0"

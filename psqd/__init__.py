@@ -1,0 +1,1 @@
+"""psqd: the daemon that runs psq's tasks."""
