@@ -143,7 +143,7 @@ class Storage(DeadLetters):
         """
 
     @abc.abstractmethod
-    def list(
+    def find(
         self,
         *,
         state: str | None = None,
@@ -212,7 +212,7 @@ class Storage(DeadLetters):
 
     def list_tasks(self) -> Iterator[TaskRecord]:
         """All records, newest first."""
-        return self.list()
+        return self.find()
 
     def delete_task(self, task_id: str) -> None:
         """Delete one record."""
