@@ -136,5 +136,3 @@ def native_thread(function: Callable[[], None]) -> None:
 
     start = _original("_thread", "start_new_thread")
     start(run, ())
-
-

@@ -294,7 +294,7 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def receiver(self, queue: QueueSpec, deliver: Callable[[list[Delivery]], None]) -> Receiver:
-        """Make a receiver; `deliver` is called (through `dispatch`) with each answer's deliveries and must not block."""
+        """Make a receiver; `deliver` is called (through `dispatch`) with each answer's deliveries; must not block."""
 
     @abc.abstractmethod
     def ack(self, delivery: Delivery, done: Done) -> None:
