@@ -64,10 +64,21 @@ class Delivery:
         asked_at: Monotonic instant when the request that brought it was *sent*: the lease began no earlier.
         lease_until: Monotonic instant, `asked_at` plus the subscription's ack deadline.
         redelivered: True or False where the broker knows, else None.
-        slot: (psqd) its place in the memory shared with the keeper.
+        slot: (psqd) its place in the memory shared with the keeper; -1 while it is not held.
+        arrived_at: (psqd) monotonic instant when its consumer got it.
     """
 
-    __slots__ = ("asked_at", "attributes", "data", "lease_key", "lease_until", "queue", "redelivered", "slot")
+    __slots__ = (
+        "arrived_at",
+        "asked_at",
+        "attributes",
+        "data",
+        "lease_key",
+        "lease_until",
+        "queue",
+        "redelivered",
+        "slot",
+    )
 
     def __init__(
         self,
@@ -82,6 +93,7 @@ class Delivery:
         self.queue, self.lease_key, self.data, self.attributes = queue, lease_key, data, attributes
         self.asked_at, self.lease_until, self.redelivered = asked_at, lease_until, redelivered
         self.slot = -1
+        self.arrived_at = 0.0
 
 
 class Receiver(abc.ABC):

@@ -1,0 +1,65 @@
+"""The hub's heartbeat, and how long it last stood still."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from psqd.worker.service import Service
+
+__all__ = ["BEAT", "Stall"]
+
+#: Seconds between heartbeats.
+BEAT = 0.25
+#: A gap this much longer than a beat counts as "the hub stood still", seconds.
+NOTICEABLE = 0.5
+#: Seconds for which a stall is remembered: longer than any pull is out.
+MEMORY = 1800.0
+
+
+class Stall(Service):
+    """Beats for the keeper, and remembers when the hub did not turn.
+
+    Attributes:
+        blocks: How often the hub stood still for more than half a second.
+        blocked_seconds: All of it together.
+        longest: The longest, seconds.
+        last_at: Unix time of the last, 0.0 for none.
+    """
+
+    interval = BEAT
+
+    def __init__(self, beat: Callable[[], None], on_beat: Callable[[float], None]) -> None:
+        super().__init__("heartbeat")
+        self._beat, self._on_beat = beat, on_beat
+        self._last = time.monotonic()
+        self._stalls: deque[tuple[float, float]] = deque()  # (began, ended), monotonic
+        self.blocks, self.blocked_seconds, self.longest, self.last_at = 0, 0.0, 0.0, 0.0
+
+    def step(self) -> None:
+        now = time.monotonic()
+        gap = now - self._last - BEAT
+        if gap > NOTICEABLE:
+            self._stalls.append((self._last, now))
+            self.blocks += 1
+            self.blocked_seconds += gap
+            self.longest = max(self.longest, gap)
+            self.last_at = time.time()
+        while self._stalls and now - self._stalls[0][1] > MEMORY:
+            self._stalls.popleft()
+        self._last = now
+        self._beat()
+        self._on_beat(now)
+
+    def blocked_since(self, instant: float) -> float:
+        """The longest stall that overlaps the time since a monotonic instant, in seconds.
+
+        A pull that was sent then had its leases run unkept for as long.
+        """
+        now = time.monotonic()
+        longest = max(0.0, now - max(self._last, instant) - BEAT)
+        for began, ended in self._stalls:
+            if ended > instant:
+                longest = max(longest, ended - max(began, instant))
+        return longest
