@@ -1,0 +1,47 @@
+#!/bin/sh
+# `make test`: everything but the slow group, in two lanes side by side.
+#
+#   lane 1   the whole suite in plain Python
+#   lane 2   psq's own tests in a process patched by gevent; then the unit tests and the
+#            SQLite contract on the other supported Pythons, where they are found
+#
+# Two processes and not pytest-xdist, which breaks when it is patched. Lane 2 prints when it has ended.
+# PYTEST_ARGS is handed to lane 1.
+set -u
+cd "$(dirname "$0")/.."
+bin=$(scripts/venv.sh tested)/bin || exit 1
+log=$(mktemp) || exit 1
+trap 'rm -f "$log"' EXIT
+
+lane2() {
+    status=0
+    echo "== psq's tests, patched by gevent"
+    GRPC_ENABLE_FORK_SUPPORT=0 "$bin/python" -m gevent.monkey --module pytest -q -m "not slow and not unpatched" \
+        -p no:cacheprovider tests/unit/psq tests/contract || status=1
+    used=$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    for version in 3.12 3.13; do
+        [ "$version" != "$used" ] || continue
+        if ! scripts/find-python.sh "$version" >/dev/null; then
+            echo "== not tested: Python $version, which was not found"
+            [ "${CI:-}" != true ] || status=1
+            continue
+        fi
+        other=$(scripts/venv.sh "$version")/bin || { status=1; continue; }
+        echo "== unit tests and the SQLite contract on Python $version"
+        "$other/python" -m pytest -q -m "not slow" -p no:cacheprovider tests/unit tests/contract -k "unit or sqlite" || status=1
+    done
+    return $status
+}
+
+lane2 >"$log" 2>&1 &
+second=$!
+# An interrupt ends both lanes; each pytest ends the emulators that it started.
+trap 'kill "$second" 2>/dev/null; wait "$second"; rm -f "$log"; exit 130' INT TERM
+status=0
+# shellcheck disable=SC2086  # PYTEST_ARGS is a list of words
+"$bin/python" -m pytest -m "not slow" ${PYTEST_ARGS:-} || status=1
+wait "$second" || status=1
+echo
+cat "$log"
+[ $status = 0 ] || echo "make test: FAILED" >&2
+exit $status
