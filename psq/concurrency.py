@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Timer", "Waiter", "call_later", "is_patched", "native_thread"]
+__all__ = ["Timer", "Waiter", "call_later", "is_patched", "native_thread", "original"]
 
 
 def is_patched() -> bool:
@@ -105,7 +105,8 @@ def call_later(seconds: float, function: Callable[[], None]) -> Timer:
     return timer
 
 
-def _original(module: str, name: str) -> Any:
+def original(module: str, name: str) -> Any:
+    """A function of the standard library as it was before gevent's patching; itself where nothing is patched."""
     if is_patched():
         from gevent.monkey import get_original
 
@@ -114,7 +115,7 @@ def _original(module: str, name: str) -> Any:
 
 
 def _native_ident() -> int:
-    return int(_original("_thread", "get_ident")())
+    return int(original("_thread", "get_ident")())
 
 
 def native_thread(function: Callable[[], None]) -> None:
@@ -134,5 +135,5 @@ def native_thread(function: Callable[[], None]) -> None:
             sys.settrace(tracer)
         function()
 
-    start = _original("_thread", "start_new_thread")
+    start = original("_thread", "start_new_thread")
     start(run, ())
