@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import Context
@@ -138,12 +137,3 @@ class Invocation:
             return Failed(document, out_of_retries=task.attempt > 1)
         return Retried(delay, document)
 
-
-def waited(message: Message, now: float) -> float:
-    """Seconds from when it was due (or enqueued) to `now`, a Unix time."""
-    return max(0.0, now - (message.due_at or message.enqueued_at or now))
-
-
-def unix_now() -> float:
-    """The wall clock, seconds."""
-    return time.time()

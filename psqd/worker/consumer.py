@@ -1,0 +1,291 @@
+"""One queue: receiver -> pool -> executor, and never more leased than can start soon."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from psq.brokers.base import Delivery, QueueSpec, Receiver
+from psq.errors import BrokerRefused, BrokerUnavailable
+from psqd.config import QueueConfig
+from psqd.worker.counters import QueueCounters
+from psqd.worker.executor import Executor
+from psqd.worker.invocation import Invocation
+from psqd.worker.pool import Pool
+from psqd.worker.runtime import Runtime
+
+__all__ = ["Consumer"]
+
+#: Most deliveries that wait for a slot, however fast the tasks are.
+MAX_PREFETCH = 1000
+#: What waited so long for a slot is given back, seconds.
+PATIENCE = 2.0
+#: Time for which pulls in flight may answer when a queue stops, seconds: cancelled ones strand messages for a lease.
+GRACE = 0.5
+#: Pauses between attempts to declare a queue while the broker is away, seconds.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+
+log = logging.getLogger("psqd")
+
+
+class Consumer:
+    """Serves one queue; all its parts run on the hub.
+
+    Args:
+        name: The queue's name.
+        config: Its settings.
+        spec: What the broker must know of it.
+        runtime: What the worker's parts share.
+        invocation: Calls its functions.
+        active: Consumers that have work, looked at by the daemon at each beat; this adds itself.
+
+    Attributes:
+        state: ``stopped``, ``declaring``, ``running``, ``paused`` or ``draining``.
+        problem: Why it does not receive, "" when it does.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: QueueConfig,
+        spec: QueueSpec,
+        runtime: Runtime,
+        invocation: Invocation,
+        active: set[Consumer],
+    ) -> None:
+        self.name, self.config, self.spec, self.runtime = name, config, spec, runtime
+        self.counters = QueueCounters()
+        self.executor = Executor(name, config, runtime, invocation, self.counters, self._again)
+        self.pool = Pool(name, config.concurrency, self._run)
+        self.receiver: Receiver | None = None
+        self.state, self.problem = "stopped", ""
+        self.declared = Event()  # set after the first attempt, whatever came of it
+        self.ended = Event()  # set after each task that ends while nothing is received
+        self.idle = Event()  # set when it drains, receives nothing any more, and nothing runs
+        self.refused: BrokerRefused | None = None
+        self._active = active
+        self._finished = 0
+        self._window: deque[int] = deque([0] * 4, maxlen=4)  # tasks finished at each of the last beats
+        self._seen = 0
+        self._prefetch = 0
+        self._mean_bytes = 1000.0
+        self._declaring: gevent.Greenlet[[], None] | None = None
+
+    # what status and metrics look at
+
+    @property
+    def concurrency(self) -> int:
+        """Tasks at a time."""
+        return self.pool.size
+
+    @property
+    def running(self) -> int:
+        """Tasks that run."""
+        return self.pool.running
+
+    @property
+    def prefetched(self) -> int:
+        """Deliveries that wait for a slot."""
+        return len(self.pool.ready)
+
+    @property
+    def held(self) -> int:
+        """Deliveries that run or wait for a slot."""
+        return self.pool.running + len(self.pool.ready)
+
+    # life
+
+    def start(self) -> None:
+        """Declare the queue and begin to receive; returns at once, repeats while the broker is away. Idempotent."""
+        if self.state in ("stopped", "paused"):
+            self.state = "declaring"
+            self._declaring = gevent.spawn(self._declare)
+            self._declaring.name = f"psqd declare {self.name}"
+
+    def _declare(self) -> None:
+        pause = FIRST_PAUSE
+        while self.state == "declaring":
+            try:
+                for warning in self.runtime.broker.declare(self.spec):
+                    log.warning("queue %s: %s", self.name, warning)
+            except BrokerUnavailable as error:
+                if not self.problem:
+                    log.warning("queue %s waits for the broker: %s", self.name, error)
+                self.problem = f"the broker can't be reached: {error}"
+            except BrokerRefused as error:
+                if str(error) not in self.problem:
+                    log.error("queue %s can't be had: %s", self.name, error)
+                self.problem, self.refused = f"refused: {error}", error
+            except Exception as error:
+                log.exception("queue %s: declaring it failed", self.name)
+                self.problem = f"{type(error).__name__}: {error}"
+            else:
+                self._receive()
+            self.declared.set()
+            if self.state == "declaring":
+                gevent.sleep(pause)
+                pause = min(LONGEST_PAUSE, pause * 2)
+
+    def _receive(self) -> None:
+        if self.state != "declaring":
+            return
+        self.problem, self.refused = "", None
+        self.state = "running"
+        self.pool.size = self.config.concurrency
+        self.receiver = self.runtime.broker.receiver(self.spec, self._deliver)
+        self.receiver.start()
+        self._ask()
+
+    def resize(self, concurrency: int) -> None:
+        """Another number of tasks at a time; nothing is stopped."""
+        self.pool.size = concurrency
+        self._ask()
+
+    def configure(self, config: QueueConfig, invocation: Invocation) -> None:
+        """Take new settings from the next delivery on."""
+        self.config = self.executor.config = config
+        self.executor.invocation = invocation
+        if self.state == "running" and config.concurrency != self.pool.size:
+            self.resize(config.concurrency)
+
+    def pause(self, state: str = "paused") -> Event:
+        """Receive no more and give back what has not begun; what runs goes on.
+
+        Returns:
+            Set when no receive is in flight any more.
+        """
+        stopped = Event()
+        receiver, self.receiver = self.receiver, None
+        self.state = state
+        self.runtime.held.give_back(self._take_back())
+        if receiver is None:
+            stopped.set()
+        else:
+            receiver.stop(GRACE, stopped.set)
+        return stopped
+
+    def drain(self) -> Event:
+        """As `pause`, for good: no new task starts from now on. `idle` is set when the last has ended."""
+        stopped = self.pause("draining")
+        gevent.spawn(self._watch_idle, stopped).name = f"psqd drain {self.name}"
+        return stopped
+
+    def _watch_idle(self, stopped: Event) -> None:
+        stopped.wait()
+        while self.state == "draining" and self.pool.running:
+            self.ended.clear()
+            self.ended.wait()
+        if self.state == "draining":
+            self.idle.set()
+
+    def adopt(self, config: QueueConfig, invocation: Invocation) -> None:
+        """Serve again while it drains (removed from the file and added again). What runs goes on."""
+        self.configure(config, invocation)
+        self.idle.clear()
+        self.state = "stopped"
+        self.ended.set()  # whoever waits for the last task looks again
+        self.start()
+
+    # receiving
+
+    def _deliver(self, deliveries: list[Delivery]) -> None:
+        held, now = self.runtime.held, time.monotonic()
+        size = 0
+        for delivery in deliveries:
+            delivery.arrived_at = now
+            size += len(delivery.data)
+        count = len(deliveries)
+        self.counters.received += count
+        self.counters.received_bytes += size
+        self._mean_bytes += (size / count - self._mean_bytes) * min(1.0, count / 50)
+        if self.state != "running":
+            self.counters.given_back += count
+            held.give_back(deliveries)
+            return
+        # Nobody kept these leases while the hub stood still: others may have the messages by now.
+        if self.runtime.stall.blocked_since(deliveries[0].asked_at) > self.spec.ack_deadline / 2:
+            self.counters.given_back += count
+            log.warning("queue %s: %d deliveries came while the hub stood still; given back", self.name, count)
+            held.give_back(deliveries)
+            self._ask()
+            return
+        held.take(deliveries)
+        self._active.add(self)
+        self.pool.put(deliveries)
+        self._ask()
+
+    def _again(self, delivery: Delivery) -> None:
+        """A delivery that was held because it was due within a second."""
+        if delivery.slot < 0:
+            return
+        if self.state == "running":
+            delivery.arrived_at = time.monotonic()
+            self.pool.put([delivery])
+        else:
+            self.runtime.held.give_back([delivery])
+
+    def _run(self, delivery: Delivery) -> None:
+        self.executor.run(delivery)
+        self._finished += 1
+        if self.receiver is None:  # it drains or pauses: somebody may wait for the last task
+            self.ended.set()
+        else:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Room for what can start now, and for what will be able to start within a second."""
+        receiver = self.receiver
+        if receiver is not None:
+            pool = self.pool
+            room = pool.size + self._prefetch - pool.running - len(pool.ready)
+            receiver.ask(room if room > 0 else 0)
+
+    def _take_back(self, older_than: float | None = None) -> list[Delivery]:
+        taken = self.pool.take_back(older_than)
+        self.counters.given_back += len(taken)
+        return taken
+
+    def beat(self, now: float) -> bool:
+        """Four times a second while there is work.
+
+        Args:
+            now: Monotonic.
+
+        Returns:
+            False when there is nothing left to look at.
+        """
+        done = self._finished - self._seen
+        self._seen = self._finished
+        self._window.append(done)
+        rate = sum(self._window)
+        room = max(0, self.runtime.max_prefetch_bytes - self.runtime.prefetched_bytes)
+        self._prefetch = min(MAX_PREFETCH, rate, int(room / self._mean_bytes))
+        if late := self._take_back(now - PATIENCE):
+            log.info("queue %s: %d tasks waited %g s for a slot; others may have them", self.name, len(late), PATIENCE)
+            self.runtime.held.give_back(late)
+        if rate or self._prefetch:
+            self._ask()
+        return bool(rate or self.held)
+
+    def ready_bytes(self) -> float:
+        """Bytes that wait for a slot, by the running mean."""
+        return len(self.pool.ready) * self._mean_bytes
+
+
+def context_of(path: str) -> Callable[[], Any]:
+    """The callable that ``module:attribute.path`` of `extra_context` names."""
+    import importlib
+
+    module, _, attribute = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"{path} is not callable: it must give a context manager")
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,330 @@
+"""The worker's daemon: owns the services; start, reload, pause, drain, stop, in that order on the page."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent.event import Event
+from gevent.queue import SimpleQueue
+
+from psq.brokers.base import Broker
+from psq.dead import dead_letters
+from psq.errors import BrokerRefused
+from psq.functions import Allowed
+from psq.storages.base import Storage
+from psqd.config import Config
+from psqd.worker.consumer import Consumer
+from psqd.worker.dump import dump_everything
+from psqd.worker.held import Held
+from psqd.worker.members import Members
+from psqd.worker.queues import QueueFactory
+from psqd.worker.reloader import Reloader
+from psqd.worker.runtime import Runtime
+from psqd.worker.scheduler import Scheduler, Sweeper
+from psqd.worker.service import Service
+from psqd.worker.stall import Stall
+
+__all__ = ["Daemon", "Parts"]
+
+#: Exit codes (docs/signals.md).
+STOPPED, FORCED, REFUSED = 0, 1, 3
+#: Of `shutdown_timeout`, what is kept for interrupting tasks and giving back, seconds.
+LAST_STEPS = 2.0
+#: Seconds that an interrupted task has to clean up.
+KILL_GRACE = 1.0
+#: Native threads for blocking calls: this many beside one for each task, and at most.
+SPARE_THREADS, MOST_THREADS = 16, 256
+#: Time to give everything back when the keeper is gone, seconds; then the process ends in any case.
+ORPHAN_GRACE = 1.5
+
+log = logging.getLogger("psqd")
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the daemon is made of; put together in `psqd.worker.start`."""
+
+    config: Config
+    load: Callable[[], Config]
+    config_path: str
+    broker: Broker
+    storage: Storage | None
+    link: Any
+    logs: Any
+    task_log: Any
+    allowed: Allowed
+    queue: Any = None
+
+
+class Daemon:
+    """One worker process: many queues over one broker.
+
+    Attributes:
+        state: ``starting``, ``running``, ``paused`` or ``draining``.
+        consumers: By queue name, those that drain included.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.config, self.config_path, self.load = parts.config, parts.config_path, parts.load
+        self.broker, self.storage, self.link, self.logs = parts.broker, parts.storage, parts.link, parts.logs
+        self.state, self.started_at, self.broker_problem, self.keeper_alive = "starting", time.time(), "", True
+        self.consumers: dict[str, Consumer] = {}
+        self.active: set[Consumer] = set()
+        self.stall = Stall(self.link.beat, self._beat)
+        held = Held(self.link, self.broker, carry=self.broker.scheme == "pubsub" and self.config.max_strikes > 0)
+        dispatch = get_hub().loop.run_callback_threadsafe
+        self.broker.dispatch = dispatch
+        if self.storage is not None:
+            self.storage.dispatch = dispatch
+        self.runtime = Runtime(
+            self.broker,
+            self.storage,
+            dead_letters(self.broker, self.storage),
+            held,
+            self.stall,
+            parts.allowed,
+            parts.task_log,
+            self.config.max_strikes,
+            self.config.unknown_function_grace,
+            self.config.max_prefetch_bytes,
+        )
+        self.queues = QueueFactory(self.broker, self.storage, Members(self.broker.url), parts.queue)
+        self.services: list[Service] = [self.stall]
+        if self.storage is not None:
+            self.services.append(Sweeper(self.storage))
+            if self.storage.can_schedule and not self.broker.schedules:
+                self.services.append(Scheduler(self.broker, self.storage, self.runtime.worker))
+        self.reloads = Reloader(self)
+        self.web: Any = None
+        self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._ticked_at = 0.0
+
+    # start
+
+    def run(self) -> int:
+        """Serve until it is told to stop.
+
+        Returns:
+            The exit code.
+        """
+        loop = get_hub().loop
+        self.link.listen(
+            lambda message: loop.run_callback_threadsafe(self._commands.put, message),
+            lambda: loop.run_callback_threadsafe(self._commands.put, {"op": "orphaned"}),
+        )
+        self.size_threads(self.config)
+        self.tell_keeper(self.config)
+        for service in self.services:
+            service.start()
+        for name in self.config.queues:
+            self.consumers[name] = self.make_consumer(self.config, name)
+            self.consumers[name].start()
+        self.serve_http(self.config)
+        gevent.spawn(self._first_declared).name = "psqd start"
+        while True:
+            message = self._commands.get()
+            code = self._obey(message)
+            if code is not None:
+                return code
+
+    def _first_declared(self) -> None:
+        for consumer in list(self.consumers.values()):
+            consumer.declared.wait()
+        refused = [consumer for consumer in self.consumers.values() if consumer.refused is not None]
+        if refused:
+            self._commands.put({"op": "refused"})
+            return
+        if self.state == "starting":
+            self.state = "running"
+        self.link.send({"op": "ready"})
+        log.info("ready: %d queues on %s", len(self.consumers), self.broker.url)
+
+    def make_consumer(self, config: Config, name: str) -> Consumer:
+        """A consumer for a queue of a config, not started."""
+        settings = config.queues[name]
+        spec = self.queues.spec(name, settings)
+        invocation = self.queues.invocation(name, settings, self.runtime.allowed)
+        return Consumer(name, settings, spec, self.runtime, invocation, self.active)
+
+    def tell_keeper(self, config: Config) -> None:
+        """What the keeper must know: limits, and how long leases of each source are."""
+        sources = {}
+        for name, settings in config.queues.items():
+            source = self.broker.source(self.queues.spec(name, settings))
+            sources[source] = {
+                "lease": settings.lease,
+                "ack_deadline": settings.ack_deadline,
+                "max_lease": settings.max_lease,
+            }
+        for name, consumer in self.consumers.items():
+            if name not in config.queues:  # it still drains
+                settings = consumer.config
+                sources.setdefault(
+                    self.broker.source(consumer.spec),
+                    {"lease": settings.lease, "ack_deadline": settings.ack_deadline, "max_lease": settings.max_lease},
+                )
+        self.link.send(
+            {
+                "op": "settings",
+                "shutdown_timeout": config.shutdown_timeout,
+                "hub_stall_limit": config.hub_stall_limit,
+                "max_strikes": config.max_strikes,
+                "log_format": config.logging.format,
+                "log_level": config.logging.level,
+                "lease_spec": self.broker.lease_spec(),
+                "sources": sources,
+            }
+        )
+
+    def size_threads(self, config: Config) -> None:
+        """Tasks that block in C (Google clients, DNS) take threads that acks and results need too."""
+        wanted = SPARE_THREADS + sum(queue.concurrency for queue in config.queues.values())
+        get_hub().threadpool.maxsize = min(MOST_THREADS, wanted)
+
+    def serve_http(self, config: Config) -> None:
+        """Start, stop or move the HTTP server, as the config says."""
+        if self.web is not None:
+            self.web.stop(1.0)
+            self.web = None
+        if config.http is not None:
+            from psqd.worker.web import serve
+
+            self.web = serve(self, config.http)
+            self.web.start()
+
+    # while it runs
+
+    def _beat(self, now: float) -> None:
+        self.runtime.prefetched_bytes = int(sum(consumer.ready_bytes() for consumer in self.active))
+        for consumer in list(self.active):
+            if not consumer.beat(now):
+                self.active.discard(consumer)
+        if now - self._ticked_at >= 1.0:
+            self._ticked_at = now
+            self.broker.tick()
+            if self.storage is not None:
+                self.storage.tick()
+
+    def _obey(self, message: dict[str, Any]) -> int | None:
+        match message.get("op"):
+            case "drain":
+                return self.drain()
+            case "reload":
+                self.reloads.request()
+            case "pause":
+                self._pause()
+            case "continue":
+                self._continue()
+            case "reopen_logs":
+                self.logs.reopen()
+            case "dump":
+                dump_everything(self)
+            case "lost":
+                self._lost(message.get("slots", []))
+            case "orphaned":
+                return self._orphaned()
+            case "refused":
+                self._give_up()
+                return REFUSED
+        return None
+
+    def _pause(self) -> None:
+        if self.state == "running":
+            self.state = "paused"
+            log.info("paused: no task is received until SIGCONT; what runs goes on")
+            for consumer in self.consumers.values():
+                if consumer.state in ("running", "declaring"):
+                    consumer.pause()
+
+    def _continue(self) -> None:
+        if self.state == "paused":
+            self.state = "running"
+            log.info("receiving again")
+            for consumer in self.consumers.values():
+                if consumer.state == "paused":
+                    consumer.start()
+
+    def _lost(self, slots: list[int]) -> None:
+        for delivery in self.runtime.held.mark_lost(slots):
+            consumer = self.consumers.get(delivery.queue.name)
+            if consumer is not None:
+                consumer.counters.lost += 1
+            log.warning("a lease on queue %s is lost: its task may run twice", delivery.queue.name)
+
+    # the end
+
+    def drain(self) -> int:
+        """Stop in order, against one deadline; returns the exit code."""
+        deadline = time.monotonic() + max(0.5, self.config.shutdown_timeout - LAST_STEPS)
+        self.state = "draining"
+        self.reloads.cancel()
+        self.link.send({"op": "stopping"})
+        consumers = list(self.consumers.values())
+        running = sum(consumer.running for consumer in consumers)
+        log.info("stopping: %d tasks run, they have %.0f s", running, self.config.shutdown_timeout)
+        # No more pulls, what has not begun is given back, and what pulls in flight still bring.
+        for stopped in [consumer.drain() for consumer in consumers]:
+            stopped.wait(max(0.0, deadline - time.monotonic()))
+        for consumer in consumers:
+            consumer.pool.join(deadline - time.monotonic())
+        left = [consumer for consumer in consumers if consumer.running]
+        if left:
+            log.warning(
+                "%d tasks did not end in time: interrupted and given back", sum(consumer.running for consumer in left)
+            )
+            end = time.monotonic() + KILL_GRACE
+            gevent.joinall([gevent.spawn(c.pool.kill, end - time.monotonic()) for c in left])
+        self._settle(time.monotonic() + LAST_STEPS - KILL_GRACE)
+        self._give_up()
+        log.info("stopped")
+        return STOPPED
+
+    def _settle(self, deadline: float) -> None:
+        """Wait until results are written and acks answered; give back what is still held."""
+        held = self.runtime.held
+        # Acks and results of tasks that have just ended are on their way: they release by themselves.
+        self._wait_until(lambda: not len(held), min(deadline, time.monotonic() + 0.5))
+        pending = self.storage.pending_bytes if self.storage is not None else lambda: 0
+        self._wait_until(lambda: not len(held) or not pending(), deadline)
+        held.give_back(held.everything())
+        self._wait_until(lambda: not len(held), max(deadline, time.monotonic() + 0.5))
+
+    @staticmethod
+    def _wait_until(condition: Callable[[], bool], deadline: float) -> None:
+        pause = Event()  # never set: only its timeout counts
+        while not condition() and time.monotonic() < deadline:
+            pause.wait(0.01)
+
+    def _give_up(self) -> None:
+        for service in self.services:
+            service.stop(0.5)
+        if self.web is not None:
+            self.web.stop(0.5)
+        for part in (self.broker, self.storage):
+            if part is not None:
+                try:
+                    part.close()
+                except Exception as error:
+                    log.warning("closing: %s", error)
+
+    def _orphaned(self) -> int:
+        """The keeper is dead: nobody extends our leases. Give all back and end."""
+        self.keeper_alive = False
+        log.error("the keeper is gone: everything is given back and the worker ends")
+        for consumer in self.consumers.values():
+            consumer.pause("draining")
+        held = self.runtime.held
+        held.give_back(held.everything())
+        self._wait_until(lambda: not len(held), time.monotonic() + ORPHAN_GRACE)
+        return FORCED
+
+
+def refused(error: BrokerRefused) -> str:
+    """The line for a broker that said no."""
+    return f"the broker refused us: {error}"

@@ -1,0 +1,180 @@
+"""SIGHUP: read, validate, compare, prepare everything that can fail, then apply the difference in place.
+
+| meanwhile           | what happens                                                     |
+|---------------------|------------------------------------------------------------------|
+| HUP during a reload | coalesces: one more reload follows, with the newest file          |
+| HUP during drain    | ignored                                                          |
+| TERM during reload  | wins: the reload is dropped before it applied, or is complete    |
+| removed, then added | the queue that still drains is adopted                           |
+| anything fails      | nothing changes; the old config runs on, the error is shown      |
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.lock import BoundedSemaphore
+
+from psq.errors import PsqError
+from psq.functions import Allowed
+from psqd.config import Config
+from psqd.worker.consumer import Consumer
+from psqd.worker.invocation import Invocation
+from psqd.worker.reload import Plan, plan
+
+if TYPE_CHECKING:
+    from psqd.worker.daemon import Daemon
+
+__all__ = ["Reloader"]
+
+#: Declares of added queues at a time: admin calls have a small quota.
+DECLARES = 10
+
+log = logging.getLogger("psqd")
+
+
+class Reloader:
+    """Reloads the config of a daemon.
+
+    Attributes:
+        count: Reloads that were applied.
+        failures: Reloads that changed nothing because something was wrong.
+        last_at: Unix time of the last one, 0.0 for none.
+        last_error: What was wrong with the last one, "" for nothing.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._greenlet: gevent.Greenlet[[], None] | None = None
+        self._again = False
+        self.count, self.failures, self.last_at, self.last_error = 0, 0, 0.0, ""
+
+    def request(self) -> None:
+        """Reload; returns at once."""
+        if self._daemon.state == "draining":
+            log.info("reload ignored: the daemon stops")
+        elif self._greenlet is not None and not self._greenlet.dead:
+            self._again = True
+        else:
+            self._greenlet = gevent.spawn(self._run)
+            self._greenlet.name = "psqd reload"
+
+    def cancel(self) -> None:
+        """Drop a reload that has not applied yet. Applying does not yield, so it is never cut in two."""
+        self._again = False
+        if self._greenlet is not None:
+            self._greenlet.kill()
+
+    def _run(self) -> None:
+        while True:
+            self._again = False
+            self._reload()
+            if not self._again:
+                return
+
+    def _reload(self) -> None:
+        daemon = self._daemon
+        try:
+            new = daemon.load()
+            changes = plan(daemon.config, new)
+            effective = self._effective(new, changes)
+            allowed = Allowed(effective.imports, task_only=effective.task_only)
+            allowed.import_all()
+            consumers, invocations = self._prepare(effective, allowed)
+        except Exception as error:  # tasks' modules may raise anything while they are imported
+            self.failures += 1
+            self.last_at, self.last_error = time.time(), f"{type(error).__name__}: {error}"
+            known = isinstance(error, PsqError)
+            log.error("reload failed, the old config runs on: %s", error, exc_info=None if known else error)
+            return
+        self._apply(effective, allowed, consumers, invocations)
+        self.count += 1
+        self.last_at, self.last_error = time.time(), ""
+        log.info("reloaded: %s", changes.summary())
+        for key in changes.restart:
+            log.warning("%s needs a restart: the old value stays until then", key)
+        daemon.serve_http(effective) if "http" in changes.settings else None
+
+    def _effective(self, new: Config, changes: Plan) -> Config:
+        """The new config, with the old values where a restart is needed."""
+        old = self._daemon.config
+        return new.model_copy(update={key: getattr(old, key) for key in changes.restart if key in Config.model_fields})
+
+    def _prepare(self, config: Config, allowed: Allowed) -> tuple[dict[str, Consumer], dict[str, Invocation]]:
+        """Everything that can fail: contexts, names, and the declaration of queues that are new or differ in kind."""
+        daemon, old = self._daemon, self._daemon.runtime.allowed
+        daemon.runtime.allowed = allowed
+        try:
+            fresh: dict[str, Consumer] = {}
+            invocations: dict[str, Invocation] = {}
+            for name, settings in config.queues.items():
+                daemon.broker.check_queue_name(name)
+                running = daemon.consumers.get(name)
+                if running is None or running.spec != daemon.queues.spec(name, settings):
+                    fresh[name] = daemon.make_consumer(config, name)
+                else:
+                    invocations[name] = daemon.queues.invocation(name, settings, allowed)
+        finally:
+            daemon.runtime.allowed = old
+        limit = BoundedSemaphore(DECLARES)
+
+        def declare(consumer: Consumer) -> None:
+            with limit:
+                daemon.broker.declare(consumer.spec)
+
+        jobs = [gevent.spawn(declare, consumer) for consumer in fresh.values()]
+        try:
+            gevent.joinall(jobs, raise_error=True)
+        finally:
+            gevent.killall(jobs, block=False)
+        return fresh, invocations
+
+    def _apply(
+        self, config: Config, allowed: Allowed, fresh: dict[str, Consumer], invocations: dict[str, Invocation]
+    ) -> None:
+        """Does not yield: a TERM comes before it or after it."""
+        daemon, runtime = self._daemon, self._daemon.runtime
+        daemon.config = config
+        runtime.allowed = allowed
+        runtime.max_strikes = config.max_strikes
+        runtime.unknown_function_grace = config.unknown_function_grace
+        runtime.max_prefetch_bytes = config.max_prefetch_bytes
+        runtime.task_log.all = config.logging.tasks == "all"
+        daemon.logs.reconfigure(config.logging)
+        for name, consumer in list(daemon.consumers.items()):
+            if name not in config.queues or name in fresh:
+                self._retire(name, consumer)
+        for name, consumer in fresh.items():
+            daemon.consumers[name] = consumer
+            self._begin(consumer)
+        for name, invocation in invocations.items():
+            consumer = daemon.consumers[name]
+            if consumer.state == "draining":
+                consumer.adopt(config.queues[name], invocation)
+            else:
+                consumer.configure(config.queues[name], invocation)
+        daemon.size_threads(config)
+        daemon.tell_keeper(config)
+
+    def _begin(self, consumer: Consumer) -> None:
+        if self._daemon.state == "paused":
+            consumer.state = "paused"
+        else:
+            consumer.start()
+
+    def _retire(self, name: str, consumer: Consumer) -> None:
+        """A queue that is not in the file any more: its tasks end, then it is forgotten."""
+        if consumer.state == "draining":
+            return
+        consumer.drain()
+        gevent.spawn(self._forget, name, consumer).name = f"psqd drain {name}"
+
+    def _forget(self, name: str, consumer: Consumer) -> None:
+        consumer.idle.wait()
+        daemon = self._daemon
+        if daemon.consumers.get(name) is consumer and consumer.state == "draining":
+            del daemon.consumers[name]
+            log.info("queue %s is gone: all that it held has ended", name)

@@ -1,0 +1,196 @@
+"""Puts the worker together: command line, config, logs, broker, storage; then runs the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gevent import get_hub
+
+from psq.concurrency import native_thread, original
+from psq.connect import broker_of, storage_of
+from psq.errors import BrokerError, ConfigError, MissingDependency, StorageError
+from psq.functions import Allowed
+from psqd import configfile
+from psqd.config import Config
+from psqd.keeper.link import WorkerEnd
+from psqd.worker import logs
+from psqd.worker.daemon import REFUSED, Daemon, Parts
+
+__all__ = ["main"]
+
+#: Exit code for a bad config, or a module that can't be imported.
+BAD_CONFIG = 2
+#: Seconds for the interpreter's own end (exit handlers, native threads); then the process ends in any case.
+LAST_GASP = 2.0
+
+log = logging.getLogger("psqd")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a worker.
+
+    Args:
+        argv: ``--config FILE`` or ``--queue module.attribute``; see `_arguments`.
+
+    Returns:
+        The exit code: 0 stopped, 1 forced, 2 bad config or import, 3 refused.
+    """
+    arguments = _arguments(argv)
+    _signals()
+    link = WorkerEnd.from_environment(os.environ)
+    if link is None:
+        print("psqd.worker is started by psqd (or psqworker), not by hand", file=sys.stderr)
+        return BAD_CONFIG
+    try:
+        parts = _from_queue(arguments, link) if arguments.queue else _from_file(arguments, link)
+    except (ConfigError, MissingDependency) as error:
+        print(error, file=sys.stderr, flush=True)
+        return BAD_CONFIG
+    except (BrokerError, StorageError) as error:
+        print(f"psqd: {error}", file=sys.stderr, flush=True)
+        return REFUSED
+    get_hub().start_periodic_monitoring_thread()
+    code = Daemon(parts).run()
+    parts.logs.close(1.0)
+    _end_in_any_case(code)
+    return code
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="psqd.worker")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", help="the YAML file")
+    which.add_argument("--queue", help="module.attribute of a psq.Queue, or of a callable that makes one")
+    parser.add_argument("--path", action="append", default=[], help="folder put first on sys.path")
+    parser.add_argument("--import", dest="imports", action="append", default=[], help="module that tasks may live in")
+    parser.add_argument("--concurrency", type=int, default=None, help="tasks at a time")
+    return parser.parse_args(argv)
+
+
+def _signals() -> None:
+    """Signals are the keeper's. Handled, not ignored: what is ignored is inherited by the tasks' own subprocesses."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _nothing)
+    os.register_at_fork(after_in_child=_default_signals)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2, all_threads=True, chain=False)
+
+
+def _nothing(number: int, frame: object) -> None:
+    pass
+
+
+def _default_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _put_on_path(folders: Sequence[str]) -> None:
+    first = [os.path.abspath(folder) for folder in folders]
+    sys.path[:] = [*first, *(folder for folder in sys.path if folder not in first)]
+
+
+def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
+    path = arguments.config
+
+    def load() -> Config:
+        return configfile.load(path)
+
+    config = load()
+    _put_on_path([*arguments.path, *config.path])
+    handle = logs.setup(config.logging, "psqd")
+    allowed = Allowed(config.imports, task_only=config.task_only)
+    allowed.import_all()
+    broker = broker_of(config.broker)
+    for name in config.queues:
+        broker.check_queue_name(name)
+    storage = storage_of(config.storage, config.broker)
+    log.info("psqd %s: broker %s, storage %s", _version(), broker.url, storage.url if storage is not None else "none")
+    task_log = logs.TaskLog(config.logging.tasks == "all")
+    parts = Parts(config, load, os.path.abspath(path), broker, storage, link, handle, task_log, allowed)
+    _check_contexts(config)
+    return parts
+
+
+def _check_contexts(config: Config) -> None:
+    from psqd.worker.consumer import context_of
+
+    for name, queue in config.queues.items():
+        if queue.extra_context:
+            try:
+                context_of(queue.extra_context)
+            except Exception as error:
+                raise ConfigError(f"queues.{name}.extra_context: {queue.extra_context}: {error}") from error
+
+
+def _from_queue(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
+    paths = arguments.path or [os.getcwd()]
+    _put_on_path(paths)
+    queue = _find_queue(arguments.queue)
+    config = Config.for_queue(queue, imports=arguments.imports, paths=paths, concurrency=arguments.concurrency)
+    handle = logs.setup(config.logging, "psqworker")
+    allowed = Allowed(arguments.imports, under=[str(Path(folder).resolve()) for folder in paths])
+    allowed.import_all()
+    broker, storage = queue.client.broker, queue.storage
+    log.info(
+        "psqworker %s: queue %s, broker %s, storage %s",
+        _version(),
+        queue.name,
+        broker.url,
+        storage.url if storage is not None else "none",
+    )
+    task_log = logs.TaskLog(config.logging.tasks == "all")
+    return Parts(config, lambda: config, arguments.queue, broker, storage, link, handle, task_log, allowed, queue)
+
+
+def _find_queue(location: str) -> Any:
+    """The Queue that ``module.attribute`` names, or that the callable there makes."""
+    module, colon, attribute = location.partition(":")
+    if not colon:
+        module, _, attribute = location.rpartition(".")
+    if not module or not attribute:
+        raise ConfigError(f"{location!r} does not name a queue: write module.attribute, as in config.q")
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module may raise anything
+        raise ConfigError(f"{location}: {type(error).__name__}: {error}") from error
+    if not hasattr(found, "enqueue") and callable(found):
+        make: Callable[[], Any] = found
+        found = make()
+    if not hasattr(found, "enqueue") or not hasattr(found, "client"):
+        raise ConfigError(f"{location} is a {type(found).__name__}, not a psq.Queue nor a callable that makes one")
+    return found
+
+
+def _version() -> str:
+    import psq
+
+    return psq.__version__
+
+
+def _end_in_any_case(code: int) -> None:
+    """Exit handlers of libraries may hang; the tasks are safe by now."""
+    for handler in logging.getLogger().handlers:
+        try:
+            handler.flush()
+        except (OSError, ValueError):
+            pass
+    sleep = original("time", "sleep")
+
+    def end() -> None:
+        sleep(LAST_GASP)
+        os._exit(code)
+
+    native_thread(end)
+
+
