@@ -6,15 +6,18 @@ repeat what routing and people need. Old versions stay readable.
 
 from __future__ import annotations
 
-import json
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from os import urandom
 from typing import Any
 
-from psq.errors import MessageInvalid, MessageTooNew
+from psq.errors import ConfigError, MessageInvalid, MessageTooNew
+from psq.serializers import TAG, decode_json, encode_json
 
-__all__ = ["WIRE_VERSION", "Message", "add_strike", "attributes", "decode", "encode"]
+__all__ = ["WIRE_VERSION", "Message", "add_strike", "attributes", "check_id", "decode", "encode", "new_id"]
 
 #: The version that this psq writes, and the newest that it reads.
 WIRE_VERSION = 1
@@ -29,7 +32,7 @@ class Message:
     can be read, retried and kept without importing what its arguments name.
 
     Attributes:
-        id: Task id, the same over all attempts; 1 to 200 printable ASCII characters without ``:`` or ``/``.
+        id: Task id, the same over all attempts; see `check_id`.
         function: ``module:qualname``.
         args: Positional arguments, tagged.
         kwargs: Keyword arguments, tagged.
@@ -64,29 +67,66 @@ class Message:
     strikes: Sequence[Mapping[str, Any]] = ()
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False, check_circular=False).encode
-_decode = json.JSONDecoder().decode
+# 1 to 200 printable ASCII characters but space, "/" and ":"; not __…__, which Datastore keeps for itself.
+_is_id = re.compile(r"(?!__.*__\Z)[!-.0-9;-~]{1,200}\Z").match
+
+#: Most of a count (attempt, run, retries) and of a time in seconds: what every storage can hold.
+_MOST_COUNT, _MOST_SECONDS = 2**31 - 1, 1e11
+
+
+def check_id(task_id: str) -> str:
+    """A task id, if it is one: 1 to 200 printable ASCII characters without space, ``:`` and ``/``, not ``__…__``.
+
+    Raises:
+        ConfigError: It is not; the text says what is valid.
+    """
+    if not isinstance(task_id, str) or not _is_id(task_id):
+        raise ConfigError(
+            f"{str(task_id)[:210]!r} is no task id: write 1 to 200 printable ASCII characters without space, "
+            "':' and '/', not of the form '__…__'"
+        )
+    return str(task_id)
+
+
+def new_id() -> str:
+    """A new task id: 32 hex digits, random; safe after a fork."""
+    return urandom(16).hex()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _MOST_COUNT
+
+
+def _is_retries(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_COUNT
+
+
+def _is_seconds(value: Any) -> bool:  # 1e999 is read as infinity, and true is an int
+    return type(value) in (int, float) and 0 <= value <= _MOST_SECONDS
+
+
+def _is_strikes(value: Any) -> bool:
+    return type(value) is list and all(type(item) is dict for item in value)
+
 
 # Written only where they differ from the default, so that the common message stays small.
-_OPTIONAL: tuple[tuple[str, Any, tuple[type, ...]], ...] = (
-    ("due_at", None, (int, float)),
-    ("attempt", 1, (int,)),
-    ("run", 1, (int,)),
-    ("retries", None, (int,)),
-    ("retry", None, (dict,)),
-    ("time_limit", None, (int, float)),
-    ("soft_time_limit", None, (int, float)),
-    ("reply", "", (str,)),
-    ("strikes", (), (list,)),
+_OPTIONAL: tuple[tuple[str, Any, Callable[[Any], bool]], ...] = (
+    ("due_at", None, _is_seconds),
+    ("attempt", 1, _is_count),
+    ("run", 1, _is_count),
+    ("retries", None, _is_retries),
+    ("retry", None, lambda value: type(value) is dict),
+    ("time_limit", None, _is_seconds),
+    ("soft_time_limit", None, _is_seconds),
+    ("reply", "", lambda value: type(value) is str),
+    ("strikes", (), _is_strikes),
 )
+#: Keys that every document has.
+_REQUIRED = 7
 
 
 def encode(message: Message) -> bytes:
-    """Write a message as its document, UTF-8.
-
-    Raises:
-        ValueError: An argument holds NaN or infinity untagged (psq.serializers tags them).
-    """
+    """Write a message as its document, UTF-8. What `decode` has read is always writable again."""
     document: dict[str, Any] = {
         "v": WIRE_VERSION,
         "id": message.id,
@@ -100,7 +140,22 @@ def encode(message: Message) -> bytes:
         value = getattr(message, name)
         if value != default and value is not None:
             document[name] = list(value) if name == "strikes" else value
-    return _encode(document).encode("utf-8", "surrogatepass")
+    try:
+        text = encode_json(document)
+    except ValueError:  # 1e999 in a foreign document was read as infinity
+        text = encode_json(_tag_infinite(document))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _tag_infinite(value: Any) -> Any:
+    """The same JSON with floats that JSON can't say tagged, as `psq.serializers.dump` does."""
+    if type(value) is float and not isfinite(value):
+        return {TAG: "float", "v": repr(value)}
+    if type(value) is list:
+        return [_tag_infinite(item) for item in value]
+    if type(value) is dict:
+        return {key: _tag_infinite(item) for key, item in value.items()}
+    return value
 
 
 def attributes(message: Message) -> dict[str, str]:
@@ -116,7 +171,7 @@ def decode(data: bytes) -> Message:
         MessageInvalid: Not a message of ours; the text says what is wrong. No other error leaves here.
     """
     try:
-        document = _decode(data.decode("utf-8", "surrogatepass"))
+        document = decode_json(data.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError, AttributeError) as error:
         raise MessageInvalid(f"the payload is not a JSON document: {error}") from None
     if type(document) is not dict:
@@ -137,22 +192,22 @@ def decode(data: bytes) -> Message:
         )
     except KeyError as error:
         raise MessageInvalid(f"the key {error.args[0]!r} is missing") from None
+    if type(message.id) is not str or not _is_id(message.id):
+        raise MessageInvalid(f"{str(message.id)[:60]!r} is no task id")
     if (
-        type(message.id) is not str
-        or not message.id
-        or type(message.function) is not str
+        type(message.function) is not str
         or type(message.args) is not list
         or type(message.kwargs) is not dict
         or type(message.queue) is not str
-        or type(message.enqueued_at) not in (int, float)
+        or not _is_seconds(message.enqueued_at)
     ):
-        raise MessageInvalid("one of id, function, args, kwargs, queue, enqueued_at has the wrong type")
-    if len(document) > 7:
-        for name, _, types in _OPTIONAL:
+        raise MessageInvalid("one of function, args, kwargs, queue, enqueued_at is not of its type")
+    if len(document) > _REQUIRED:
+        for name, _, is_valid in _OPTIONAL:
             value = document.get(name)
             if value is not None:
-                if type(value) not in types:
-                    raise MessageInvalid(f"the key {name!r} is a {type(value).__name__}, not {types[-1].__name__}")
+                if not is_valid(value):
+                    raise MessageInvalid(f"the key {name!r} can't be {str(value)[:60]!r}")
                 setattr(message, name, value)
     return message
 

@@ -1,0 +1,152 @@
+"""What can be said about a task beside its arguments: of one enqueue (`Options`), of a function (`TaskOptions`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from psq.errors import ConfigError
+from psq.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from psq.queue import Queue
+
+__all__ = ["Options", "TaskOptions", "unix_time"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What `@psq.task` says of a function. None: not said, so the queue's own.
+
+    Attributes:
+        retries: Retries after an exception.
+        retry: When; what it leaves at its default is the queue's.
+        time_limit: Seconds after which the task is ended.
+        soft_time_limit: Seconds after which SoftTimeLimitExceeded is raised in it.
+        queue: Where `delay` sends it: a Queue, a callable that gives one, a name, or None for ``default``.
+        publish_timeout: Seconds that an enqueue may take.
+    """
+
+    retries: int | None = None
+    retry: RetryPolicy | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    queue: Queue | Callable[[], Queue] | str | None = None
+    publish_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def policy(self, base: RetryPolicy) -> RetryPolicy:
+        """The queue's policy, with what is said here put over it."""
+        return over(base, self.retry.to_document() if self.retry is not None else None, self.retries)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `Queue.options` says of the enqueues that follow. None: not said.
+
+    Attributes:
+        delay: Seconds, or a timedelta, before which it must not start.
+        eta: Aware datetime, or Unix time, before which it must not start.
+        task_id: Its id: 1 to 200 printable ASCII characters without space, ``:`` and ``/``.
+        retries: Retries after an exception.
+        retry: When; what it leaves at its default is the task's or the queue's.
+        time_limit: Seconds after which the task is ended.
+        soft_time_limit: Seconds after which SoftTimeLimitExceeded is raised in it.
+        publish_timeout: Seconds that the enqueue may take, end to end.
+    """
+
+    delay: float | timedelta | None = None
+    eta: datetime | float | None = None
+    task_id: str | None = None
+    retries: int | None = None
+    retry: RetryPolicy | None = None
+    time_limit: float | None = None
+    soft_time_limit: float | None = None
+    publish_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.delay is not None:
+            if self.eta is not None:
+                raise ConfigError("give delay or eta, not both")
+            seconds_of(self.delay)
+        if self.eta is not None:
+            unix_time(self.eta)
+        if self.task_id is not None:
+            from psq.message import check_id
+
+            check_id(self.task_id)
+
+    def changed(self, **changes: Any) -> Options:
+        """A copy with these changed; unknown ones are a TypeError."""
+        if "delay" in changes and "eta" not in changes:
+            changes["eta"] = None
+        elif "eta" in changes and "delay" not in changes:
+            changes["delay"] = None
+        return replace(self, **changes)
+
+    def due_at(self, now: float) -> float | None:
+        """Unix time before which it must not start, or None."""
+        if self.delay is not None:
+            seconds = seconds_of(self.delay)
+            return now + seconds if seconds > 0 else None
+        return None if self.eta is None else unix_time(self.eta)
+
+
+def over(base: RetryPolicy, retry: Mapping[str, Any] | None, retries: int | None) -> RetryPolicy:
+    """A policy with a document and a number of retries put over it."""
+    if retry:
+        base = RetryPolicy.from_document(retry, base)
+    return base if retries is None else base.merged(retries=retries)
+
+
+def check(options: TaskOptions | Options) -> None:
+    """Raise ConfigError, with what is valid, where a value is not."""
+    retries = options.retries
+    if retries is not None and (type(retries) is not int or retries < 0):
+        raise ConfigError(
+            f"retries must be a whole number of 0 or more, not {retries!r} (no limit: retry=RetryPolicy(retries=None))"
+        )
+    retry: Any = options.retry
+    if isinstance(retry, Mapping):
+        object.__setattr__(options, "retry", RetryPolicy.from_document(retry))
+    elif retry is not None and not isinstance(retry, RetryPolicy):
+        raise ConfigError(f"retry must be a RetryPolicy or a dict of its keys, not {retry!r}")
+    for name in ("time_limit", "soft_time_limit", "publish_timeout"):
+        value = getattr(options, name)
+        if value is not None and (type(value) not in (int, float) or not 0 < value < 1e9):
+            raise ConfigError(f"{name} must be seconds above 0, not {value!r}")
+
+
+def seconds_of(delay: float | timedelta) -> float:
+    """Seconds of a delay."""
+    if isinstance(delay, timedelta):
+        return delay.total_seconds()
+    if type(delay) not in (int, float) or not -1e11 < delay < 1e11:
+        raise ConfigError(f"a delay is seconds or a timedelta, not {delay!r}")
+    return delay
+
+
+def unix_time(when: datetime | float) -> float:
+    """Unix time of an aware datetime, or of itself.
+
+    Raises:
+        ConfigError: A naive datetime: it does not say which instant it means.
+    """
+    if isinstance(when, datetime):
+        if when.utcoffset() is None:
+            raise ConfigError(
+                f"{when!r} has no time zone, so it does not say which instant it means: "
+                "write datetime.now(timezone.utc) + timedelta(…), or give tzinfo="
+            )
+        return when.timestamp()
+    if type(when) not in (int, float) or not 0 <= when < 1e11:
+        raise ConfigError(f"a time is an aware datetime or Unix time in seconds, not {when!r}")
+    return float(when)
+
+
+OPTION_NAMES = frozenset(field.name for field in fields(Options))
