@@ -102,11 +102,15 @@ class Receiver(abc.ABC):
     Attributes:
         answered_at: Monotonic instant of the last *answer* of a receive (an empty one counts); 0.0 for none.
         error: Why the last receive failed, "" when it did not.
+        asked_at: Monotonic instant when the oldest receive in flight was sent; 0.0 where none is.
+        poll_seconds: Seconds after which a receive that finds nothing is answered, at the latest.
         requests: Receives in flight.
         stats: ``{"receives": n, "empty": n, "messages": n, "errors": n}``, counted since the start.
     """
 
     answered_at: float = 0.0
+    asked_at: float = 0.0
+    poll_seconds: float = 60.0
     error: str = ""
     requests: int = 0
     stats: dict[str, int]
