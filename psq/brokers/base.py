@@ -185,6 +185,8 @@ class LeaseClient(abc.ABC):
 
     #: Most keys in one request.
     max_keys: ClassVar[int] = 1000
+    #: `strike` reads the documents from the broker: those in its items may be empty.
+    knows_documents: ClassVar[bool] = False
 
 
 @dataclass(slots=True)
