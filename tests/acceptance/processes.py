@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,6 +23,14 @@ class Family:
 
     def __init__(self) -> None:
         self.mark = str(uuid.uuid4())
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, command: Sequence[str | Path], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process of this family; `env` is the family's own, unless given."""
+        options = {"env": self.environment(), "stdin": subprocess.DEVNULL} | options
+        process = subprocess.Popen([str(word) for word in command], **options)
+        self.started.append(process)
+        return process
 
     def environment(self, **more: str) -> dict[str, str]:
         """An environment with the mark, and without the caller's psq settings."""
@@ -53,6 +63,8 @@ class Family:
         for process in self.alive():
             with contextlib.suppress(psutil.Error):
                 process.kill()
+        for child in self.started:
+            child.wait(timeout=10)
 
 
 @contextlib.contextmanager

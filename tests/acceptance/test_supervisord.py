@@ -110,10 +110,8 @@ def site() -> Iterator[Site]:
     try:
         with family() as members:
             it = Site(folder, members)
-            supervisord = subprocess.Popen(
+            supervisord = members.start(
                 [BIN / "supervisord", "--nodaemon", "-c", folder / "supervisord.conf"],
-                env=members.environment(),
-                stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
