@@ -6,7 +6,9 @@ import sys
 # Children of tasks die of SIGABRT, or hang, with gRPC's own fork handlers: measured.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 if "grpc" in sys.modules:
-    sys.exit("psqd: grpc was imported before gevent's patching (by a .pth file or sitecustomize?): it would block the hub")
+    sys.exit("psqd: grpc was imported before gevent patched it (sitecustomize, a .pth file?): it would stop the hub")
+        "psqd: grpc was imported before gevent's patching (by sitecustomize or a .pth file?): it would stop the hub"
+    )
 
 from gevent import config as gevent_config
 from gevent import monkey
@@ -14,10 +16,10 @@ from gevent import monkey
 gevent_config.max_blocking_time = 1.0  # a task that does not yield is named with its stack after this, seconds
 monkey.patch_all()
 
-from grpc.experimental.gevent import init_gevent
+from grpc.experimental.gevent import init_gevent  # noqa: E402
 
 init_gevent()
 
-from psqd.worker.start import main
+from psqd.worker.start import main  # noqa: E402
 
 sys.exit(main(sys.argv[1:]))

@@ -149,8 +149,8 @@ class Consumer:
 
     def configure(self, config: QueueConfig, invocation: Invocation) -> None:
         """Take new settings from the next delivery on."""
-        self.config = self.executor.config = config
-        self.executor.invocation = invocation
+        self.config = config
+        self.executor.configure(config, invocation)
         if self.state == "running" and config.concurrency != self.pool.size:
             self.resize(config.concurrency)
 
@@ -244,7 +244,7 @@ class Consumer:
         if receiver is not None:
             pool = self.pool
             room = pool.size + self._prefetch - pool.running - len(pool.ready)
-            receiver.ask(room if room > 0 else 0)
+            receiver.ask(max(0, room))
 
     def _take_back(self, older_than: float | None = None) -> list[Delivery]:
         taken = self.pool.take_back(older_than)

@@ -15,10 +15,9 @@ from gevent.queue import SimpleQueue
 
 from psq.brokers.base import Broker
 from psq.dead import dead_letters
-from psq.errors import BrokerRefused
 from psq.functions import Allowed
 from psq.storages.base import Storage
-from psqd.config import Config
+from psqd.config import Config, QueueConfig
 from psqd.worker.consumer import Consumer
 from psqd.worker.dump import dump_everything
 from psqd.worker.held import Held
@@ -78,7 +77,11 @@ class Daemon:
         self.active: set[Consumer] = set()
         self.stall = Stall(self.link.beat, self._beat)
         held = Held(self.link, self.broker, carry=self.broker.scheme == "pubsub" and self.config.max_strikes > 0)
-        dispatch = get_hub().loop.run_callback_threadsafe
+        loop = get_hub().loop
+
+        def dispatch(function: Callable[[], None]) -> None:
+            loop.run_callback_threadsafe(function)
+
         self.broker.dispatch = dispatch
         if self.storage is not None:
             self.storage.dispatch = dispatch
@@ -156,19 +159,10 @@ class Daemon:
         """What the keeper must know: limits, and how long leases of each source are."""
         sources = {}
         for name, settings in config.queues.items():
-            source = self.broker.source(self.queues.spec(name, settings))
-            sources[source] = {
-                "lease": settings.lease,
-                "ack_deadline": settings.ack_deadline,
-                "max_lease": settings.max_lease,
-            }
+            sources[self.broker.source(self.queues.spec(name, settings))] = lease_lengths(settings)
         for name, consumer in self.consumers.items():
             if name not in config.queues:  # it still drains
-                settings = consumer.config
-                sources.setdefault(
-                    self.broker.source(consumer.spec),
-                    {"lease": settings.lease, "ack_deadline": settings.ack_deadline, "max_lease": settings.max_lease},
-                )
+                sources.setdefault(self.broker.source(consumer.spec), lease_lengths(consumer.config))
         self.link.send(
             {
                 "op": "settings",
@@ -325,6 +319,6 @@ class Daemon:
         return FORCED
 
 
-def refused(error: BrokerRefused) -> str:
-    """The line for a broker that said no."""
-    return f"the broker refused us: {error}"
+def lease_lengths(settings: QueueConfig) -> dict[str, float]:
+    """What the keeper must know of a queue's leases, seconds."""
+    return {"lease": settings.lease, "ack_deadline": settings.ack_deadline, "max_lease": settings.lease_limit}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from typing import TYPE_CHECKING
 
-from gevent.util import format_run_info
+from gevent.util import print_run_info
 
 if TYPE_CHECKING:
     from psqd.worker.daemon import Daemon
@@ -29,4 +30,6 @@ def dump_everything(daemon: Daemon) -> None:
             dict(consumer.counters.outcomes),
             f", problem: {consumer.problem}" if consumer.problem else "",
         )
-    log.info("held: %d deliveries; stacks:\n%s", len(daemon.runtime.held), "\n".join(format_run_info()))
+    stacks = io.StringIO()
+    print_run_info(file=stacks)
+    log.info("held: %d deliveries; stacks:\n%s", len(daemon.runtime.held), stacks.getvalue())

@@ -2,18 +2,18 @@
 
     outcome       first                                         then
     finished      the result is stored                          ack
-    failed        the error is stored (+ dead letter, if it     ack
-                  had been retried)
+    failed        (a dead letter, if it had been retried)
+                  the error is stored                           ack
     retried       the next attempt is published                 ack
-    dead          the dead letter, then the error, are stored   ack
+    dead          a dead letter is kept, the error is stored    ack
     later         due beyond a park: moved to the schedule      ack
-                  due sooner                                    park, or held when it is a matter of a second
+                  due sooner                                    park; held, when it is a matter of a second
     hold          -                                             park
     interrupted   -                                             nack
 
 A crash between the two steps makes a duplicate, never a loss. Nothing here
-waits: each step is begun by the completion of the one before, and the
-worker greenlet goes on to its next delivery.
+waits: each step is begun by the completion of the one before (`steps.py`),
+and the worker greenlet goes on to its next delivery.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from collections.abc import Callable
 from functools import partial
 
 import gevent
+from psq.result import error_document
 
-from psq.brokers.base import DeadLetter, Delivery, Outgoing
+from psq.brokers.base import Delivery, Outgoing
 from psq.context import TaskContext
-from psq.errors import StorageRefused, TaskInterrupted
+from psq.errors import TaskInterrupted
 from psq.functions import Resolved
 from psq.message import Message, attributes, encode
-from psq.result import error_document
 from psq.serializers import dump_bytes, has_tags
-from psq.storages.base import FAILED, FINISHED, RETRYING, STARTED, Scheduled, TaskRecord
+from psq.storages.base import FINISHED, RETRYING, STARTED, Scheduled
 from psqd.config import QueueConfig
 from psqd.worker.admission import Admission
 from psqd.worker.counters import QueueCounters
 from psqd.worker.early import acked_early
 from psqd.worker.invocation import Invocation
 from psqd.worker.outcome import Dead, Failed, Finished, Hold, Interrupted, Later, Outcome, Retried
-from psqd.worker.records import error_text, record_of
+from psqd.worker.records import error_text
 from psqd.worker.runtime import Runtime
+from psqd.worker.steps import Attempt, Steps
 
 __all__ = ["Executor"]
 
@@ -59,9 +60,9 @@ class Executor:
 
     Args:
         name: The queue's name.
-        config: Its settings; replaced by a reload.
+        config: Its settings.
         runtime: What the worker's parts share.
-        invocation: Calls functions.
+        invocation: Calls its functions.
         counters: Counts.
         again: Takes a delivery back into the pool when it is due.
     """
@@ -77,62 +78,67 @@ class Executor:
     ) -> None:
         self.name, self.config, self.runtime, self.invocation = name, config, runtime, invocation
         self.counters, self._again = counters, again
+        self._steps = Steps(name, config, runtime, counters)
         self._admission = Admission(name, runtime)
         self._attempts: dict[str, int] = {}  # of broadcast tasks: a retry is for this worker alone
         self._told_reply = False
 
+    def configure(self, config: QueueConfig, invocation: Invocation) -> None:
+        """Take new settings, from the next delivery on."""
+        self.config = self._steps.config = config
+        self.invocation = invocation
+
     def run(self, delivery: Delivery) -> None:
         """One delivery, to its outcome. Never raises."""
         try:
-            self._run(delivery)
+            attempt, outcome = self._run(delivery)
+            if outcome is not None:
+                self._settle(attempt, outcome)
         except TaskInterrupted:  # while it waited for its early ack
             self.runtime.held.give_back([delivery])
         except BaseException:  # a bug of ours must not cost the task, nor the greenlet
             log.exception("a delivery of queue %s is given back after an error in psqd itself", self.name)
             self.runtime.held.give_back([delivery])
 
-    def _run(self, delivery: Delivery) -> None:
+    def _run(self, delivery: Delivery) -> tuple[Attempt, Outcome | None]:
         read = self._admission.read(delivery)
-        if type(read) is not Message:
-            message, outcome = read
-            return self._settle(delivery, message, None, outcome, 0.0, 0.0)
+        if isinstance(read, tuple):
+            return Attempt(delivery, read[0]), read[1]
         message = read
+        attempt = Attempt(delivery, message)
         if message.due_at is not None or message.strikes:
             early = self._admission.wait(message)
             if early is not None:
-                return self._settle(delivery, message, None, early, 0.0, 0.0)
+                return attempt, early
         resolved = self._admission.function(message)
-        if type(resolved) is not Resolved:
-            return self._settle(delivery, message, None, resolved, 0.0, 0.0)
+        if not isinstance(resolved, Resolved):
+            return attempt, resolved
         if len(message.strikes) < 2:
-            return self._start(delivery, message, resolved)
+            return attempt, self._start(attempt, resolved)
         if not self.runtime.struck.acquire(blocking=False):
-            hold = Hold(STRUCK_PAUSE, "another task that killed its worker runs")
-            return self._settle(delivery, message, None, hold, 0.0, 0.0)
+            return attempt, Hold(STRUCK_PAUSE, "another task that killed its worker runs")
         try:
-            self._start(delivery, message, resolved)
+            return attempt, self._start(attempt, resolved)
         finally:
             self.runtime.struck.release()
 
-    def _start(self, delivery: Delivery, message: Message, resolved: Resolved) -> None:
-        runtime, held = self.runtime, self.runtime.held
+    def _start(self, attempt: Attempt, resolved: Resolved) -> Outcome | None:
+        """Call the function; None where it was left to others."""
+        delivery, message, runtime = attempt.delivery, attempt.message, self.runtime
         if self.config.ack == "early" and not acked_early(delivery, runtime, self.counters):
-            return
+            return None
         if message.reply and not self._told_reply:
             self._check_reply(message)
         began = time.time()
-        attempt = message.attempt
-        if self._attempts:
-            attempt = self._attempts.get(message.id, attempt)
-        waited = began - (message.due_at or message.enqueued_at)
-        self.counters.wait.observe(waited)
-        task = TaskContext(
-            id=message.id,
-            function=message.function,
-            queue=self.name,
-            attempt=attempt,
+        attempt.waited = began - (message.due_at or message.enqueued_at)
+        self.counters.wait.observe(attempt.waited)
+        attempt.task = TaskContext(
+            message.id,
+            message.function,
+            self.name,
+            attempt=self._attempts.get(message.id, message.attempt) if self._attempts else message.attempt,
             run=message.run,
-            retries=message.retries,
+            retries=self.invocation.policy(message, resolved).retries,
             enqueued_at=message.enqueued_at,
             due_at=message.due_at,
             started_at=began,
@@ -141,106 +147,90 @@ class Executor:
             worker=runtime.worker,
         )
         if runtime.task_log.all:
-            runtime.task_log.started(message, self.name, waited)
-        if runtime.storage is not None and STARTED in self.config.store_on_status:
-            self._note(self._record(message, delivery, task, STARTED))
-        held.started(delivery)
-        outcome = self.invocation.run(message, task, resolved, has_tags(delivery.data))
-        held.ended(delivery)
+            runtime.task_log.started(message, self.name, attempt.waited)
+        self._steps.note(attempt, STARTED)
+        runtime.held.started(delivery)
+        outcome = self.invocation.run(message, attempt.task, resolved, has_tags(delivery.data))
+        runtime.held.ended(delivery)
         ended = time.time()
-        self.counters.run.observe(ended - began)
+        attempt.ran = ended - began
+        self.counters.run.observe(attempt.ran)
         self.counters.total.observe(ended - message.enqueued_at)
-        self._settle(delivery, message, task, outcome, waited, ended - began)
+        return outcome
 
     # the table
 
-    def _settle(
-        self, delivery: Delivery, message: Message, task: TaskContext | None, outcome: Outcome, waited: float, ran: float
-    ) -> None:
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
         match outcome:
             case Finished():
-                self._finished(delivery, message, task, outcome, waited, ran)
+                self._finished(attempt, outcome)
             case Failed():
-                self._failed(delivery, message, task, outcome, waited, ran)
+                self._failed(attempt, outcome)
             case Retried():
-                self._retried(delivery, message, task, outcome, waited, ran)
+                self._retried(attempt, outcome)
             case Dead():
-                self._dead(delivery, message, outcome)
+                self._dead(attempt, outcome)
             case Later():
-                self._later(delivery, message, outcome.seconds)
+                self._later(attempt, outcome.seconds)
             case Hold():
                 self.counters.unknown += 1
-                self.runtime.held.park([delivery], outcome.seconds)
+                self.runtime.held.park([attempt.delivery], outcome.seconds)
             case Interrupted():
-                self._interrupted(delivery, message, task, waited, ran)
+                self._interrupted(attempt)
 
-    def _finished(
-        self, delivery: Delivery, message: Message, task: TaskContext | None, outcome: Finished, waited: float, ran: float
-    ) -> None:
+    def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         runtime = self.runtime
-        if self._attempts:
-            self._attempts.pop(message.id, None)
         if runtime.storage is None or FINISHED not in self.config.store_on_status:
-            self._ack(delivery)
+            self._steps.ack(attempt.delivery)
         else:
-            record = self._record(message, delivery, task, FINISHED)
+            record = self._steps.record(attempt, FINISHED)
             try:
-                record.result = dump_bytes(outcome.value, f"the result of {message.function}")
+                record.result = dump_bytes(outcome.value, f"the result of {attempt.message.function}")
             except Exception as error:  # also what a value's own methods raise
-                return self._failed(delivery, message, task, Failed(error_document(error)), waited, ran)
-            runtime.storage.put(record, partial(self._stored, delivery, record))
+                self._failed(attempt, Failed(error_document(error)))
+                return
+            self._steps.store(attempt, record)
+        self._ended(attempt)
         self.counters.outcomes["finished"] += 1
         if runtime.task_log.all:
-            runtime.task_log.ended(message, self.name, "finished", waited, ran)
+            runtime.task_log.ended(attempt.message, self.name, "finished", attempt.waited, attempt.ran)
 
-    def _failed(
-        self, delivery: Delivery, message: Message, task: TaskContext | None, outcome: Failed, waited: float, ran: float
-    ) -> None:
-        self.counters.outcomes["failed"] += 1
-        text = error_text(outcome.error)
-        trace = str(outcome.error.get("traceback", ""))
-        self.runtime.task_log.ended(message, self.name, "failed", waited, ran, text, trace, logging.ERROR)
-        self._attempts.pop(message.id, None)
-        then = partial(self._store_failure, delivery, message, task, outcome.error)
+    def _failed(self, attempt: Attempt, outcome: Failed) -> None:
+        self._ended(attempt)
+        text, trace = error_text(outcome.error), str(outcome.error.get("traceback", ""))
+        self._tell(attempt, "failed", text, trace, logging.ERROR)
         if outcome.out_of_retries:
-            self._bury(delivery, message, Dead("out of retries", text, trace), then)
+            self._steps.bury(attempt, Dead("out of retries", text, trace), outcome.error)
         else:
-            then()
+            self._steps.store_failure(attempt, outcome.error)
 
-    def _retried(
-        self, delivery: Delivery, message: Message, task: TaskContext | None, outcome: Retried, waited: float, ran: float
-    ) -> None:
-        self.counters.outcomes["retried"] += 1
+    def _retried(self, attempt: Attempt, outcome: Retried) -> None:
+        delivery, message, task = attempt.delivery, attempt.message, attempt.task
+        assert task is not None
         text = f"{error_text(outcome.error)}; again in {outcome.delay:.3g} s"
-        trace = str(outcome.error.get("traceback", ""))
-        self.runtime.task_log.ended(message, self.name, "retrying", waited, ran, text, trace, logging.WARNING)
-        attempt = (task.attempt if task is not None else message.attempt) + 1
-        if delivery.queue.broadcast:
-            self._attempts[message.id] = attempt
-            return self._later(delivery, message, outcome.delay)
-        if self.runtime.storage is not None and RETRYING in self.config.store_on_status:
-            record = self._record(message, delivery, task, RETRYING)
-            record.error = outcome.error
-            self._note(record)
-        message.attempt = attempt
+        self._tell(attempt, "retried", text, str(outcome.error.get("traceback", "")), logging.WARNING)
+        if delivery.queue.broadcast:  # published, it would go to every worker
+            self._attempts[message.id] = task.attempt + 1
+            message.due_at = None
+            self._later(attempt, outcome.delay)
+            return
+        self._steps.note(attempt, RETRYING, outcome.error)
+        message.attempt = task.attempt + 1
         message.due_at = time.time() + outcome.delay if outcome.delay > 0 else None
-        data = encode(message)
-        out = Outgoing(delivery.queue, data, attributes(message), message.due_at, message.id)
-        self.runtime.broker.publish(
-            out, partial(self._then_ack, delivery, "publish its next attempt"), timeout=PUBLISH_TIMEOUT
-        )
+        out = Outgoing(delivery.queue, encode(message), attributes(message), message.due_at, message.id)
+        then = partial(self._steps.then_ack, delivery, "publish its next attempt")
+        self.runtime.broker.publish(out, then, timeout=PUBLISH_TIMEOUT)
 
-    def _dead(self, delivery: Delivery, message: Message, outcome: Dead) -> None:
-        self.counters.outcomes["dead"] += 1
-        self.runtime.task_log.ended(
-            message, self.name, "dead", 0.0, 0.0, f"{outcome.reason}: {outcome.error}", outcome.traceback, logging.ERROR
-        )
-        error = {"type": "psq.errors:TaskFailed", "message": f"{outcome.reason}: {outcome.error}", "traceback": ""}
-        self._bury(delivery, message, outcome, partial(self._store_failure, delivery, message, None, error))
+    def _dead(self, attempt: Attempt, outcome: Dead) -> None:
+        self._ended(attempt)
+        text = f"{outcome.reason}: {outcome.error}"
+        self._tell(attempt, "dead", text, outcome.traceback, logging.ERROR)
+        error = {"type": "psq.errors:TaskFailed", "message": text, "traceback": outcome.traceback}
+        self._steps.bury(attempt, outcome, error)
 
-    def _later(self, delivery: Delivery, message: Message, seconds: float) -> None:
-        runtime, due = self.runtime, message.due_at
-        broker, storage = runtime.broker, runtime.storage
+    def _later(self, attempt: Attempt, seconds: float) -> None:
+        delivery, message, runtime = attempt.delivery, attempt.message, self.runtime
+        broker, storage, due = runtime.broker, runtime.storage, message.due_at
         if delivery.slot < 0:
             return  # acked early: it is gone
         if seconds <= HOLD_IN_MEMORY:
@@ -254,102 +244,31 @@ class Executor:
             and not delivery.queue.broadcast
         ):
             self.counters.scheduled += 1
-            item = Scheduled(
-                f"{message.id}:{message.attempt}", due, self.name, delivery.data, dict(delivery.attributes)
-            )
-            storage.schedule(item, partial(self._then_ack, delivery, "move it to the schedule"))
+            key = f"{message.id}:{message.attempt}"
+            item = Scheduled(key, due, self.name, delivery.data, dict(delivery.attributes))
+            storage.schedule(item, partial(self._steps.then_ack, delivery, "move it to the schedule"))
         else:
             self.counters.parked += 1
             runtime.held.park([delivery], min(seconds, broker.max_park))
 
-    def _interrupted(
-        self, delivery: Delivery, message: Message, task: TaskContext | None, waited: float, ran: float
-    ) -> None:
-        self.counters.outcomes["interrupted"] += 1
-        if delivery.slot >= 0:
-            detail = "the worker stops; it runs again elsewhere, no attempt is used up"
-            self.runtime.held.give_back([delivery])
+    def _interrupted(self, attempt: Attempt) -> None:
+        if attempt.delivery.slot >= 0:
+            self.runtime.held.give_back([attempt.delivery])
+            detail = "the worker stops: it runs again elsewhere, no attempt is used up"
         else:
-            detail = "the worker stops; it was acked early and does not run again"
             error = {"type": "psq.errors:TaskInterrupted", "message": "interrupted", "traceback": ""}
-            self._store_failure(delivery, message, task, error)
-        self.runtime.task_log.ended(message, self.name, "interrupted", waited, ran, detail, "", logging.WARNING)
+            self._steps.store_failure(attempt, error)
+            detail = "the worker stops: it was acked early and does not run again"
+        self._tell(attempt, "interrupted", detail, "", logging.WARNING)
 
-    # its steps
+    def _ended(self, attempt: Attempt) -> None:
+        if self._attempts:
+            self._attempts.pop(attempt.message.id, None)
 
-    def _ack(self, delivery: Delivery) -> None:
-        if delivery.slot < 0:
-            return  # early: acked before its start
-        self.runtime.broker.ack(delivery, partial(self._acked, delivery))
-
-    def _acked(self, delivery: Delivery, _: object, error: Exception | None) -> None:
-        if error is None:
-            self.counters.acked += 1
-        else:  # it may run twice
-            self.counters.ack_errors += 1
-            log.warning("an ack on queue %s was not taken, the task may run again: %s", self.name, error)
-        self.runtime.held.release(delivery)
-
-    def _then_ack(self, delivery: Delivery, step: str, _: object, error: Exception | None) -> None:
-        if error is None:
-            self._ack(delivery)
-        else:
-            log.error("could not %s (%s): a task of queue %s is given back and runs again", step, error, self.name)
-            self.runtime.held.give_back([delivery])
-
-    def _bury(self, delivery: Delivery, message: Message, dead: Dead, then: Callable[[], None]) -> None:
-        self.counters.dead[dead.reason] += 1
-        letter = DeadLetter(
-            message.id,
-            message.attempt,
-            self.name,
-            message.function,
-            dead.reason,
-            delivery.data,
-            error=dead.error,
-            traceback=dead.traceback,
-            enqueued_at=message.enqueued_at,
-            deaths=list(dead.deaths),
-        )
-
-        def kept(_: object, error: Exception | None) -> None:
-            if error is None:
-                then()
-            else:
-                self._then_ack(delivery, "keep its dead letter", None, error)
-
-        self.runtime.dead.put_dead(letter, kept)
-
-    def _store_failure(
-        self, delivery: Delivery, message: Message, task: TaskContext | None, error: dict[str, object]
-    ) -> None:
-        storage = self.runtime.storage
-        if storage is None or FAILED not in self.config.store_on_status:
-            return self._ack(delivery)
-        record = self._record(message, delivery, task, FAILED)
-        record.error = error
-        storage.put(record, partial(self._stored, delivery, record))
-
-    def _stored(self, delivery: Delivery, record: TaskRecord, _: object, error: Exception | None) -> None:
-        if error is None:
-            return self._ack(delivery)
-        storage = self.runtime.storage
-        if isinstance(error, StorageRefused) and record.state == FINISHED and storage is not None:
-            self.counters.outcomes["unstorable"] += 1
-            log.error("the result of task %s can't be stored: %s", record.id, error)
-            record.state, record.result = FAILED, None
-            record.error = {"type": "psq.errors:StorageRefused", "message": str(error), "traceback": ""}
-            return storage.put(record, partial(self._stored, delivery, record))
-        self._then_ack(delivery, f"store the state of task {record.id}", None, error)
-
-    def _note(self, record: TaskRecord) -> None:
-        """Write a state that does not stay; that it fails costs nothing but the note."""
-        storage = self.runtime.storage
-        assert storage is not None
-        storage.put(record, lambda _, error: error and log.warning("state of task %s: %s", record.id, error))
-
-    def _record(self, message: Message, delivery: Delivery, task: TaskContext | None, state: str) -> TaskRecord:
-        return record_of(message, delivery.queue, task, state, self.runtime.worker, self.config.result_ttl)
+    def _tell(self, attempt: Attempt, outcome: str, detail: str, trace: str, level: int) -> None:
+        self.counters.outcomes[outcome] += 1
+        message = attempt.message
+        self.runtime.task_log.ended(message, self.name, outcome, attempt.waited, attempt.ran, detail, trace, level)
 
     def _check_reply(self, message: Message) -> None:
         storage = self.runtime.storage

@@ -21,11 +21,20 @@ log = logging.getLogger("psqd")
 class Link(Protocol):
     """The worker's end of the link to the keeper, as far as leases go."""
 
-    def allocate(self) -> int: ...
-    def take(self, source: str, leases: list[tuple[int, str, float, bytes | None]]) -> None: ...
-    def release(self, slots: list[int]) -> None: ...
-    def mark_started(self, slot: int) -> None: ...
-    def mark_ended(self, slot: int) -> None: ...
+    def allocate(self) -> int:
+        """A free slot."""
+
+    def take(self, source: str, leases: list[tuple[int, str, float, bytes | None]]) -> None:
+        """Tell of leases: (slot, lease key, monotonic end, document for a strike)."""
+
+    def release(self, slots: list[int]) -> None:
+        """Tell that these are not held any more."""
+
+    def mark_started(self, slot: int) -> None:
+        """Its function is about to be called."""
+
+    def mark_ended(self, slot: int) -> None:
+        """Its function is over."""
 
 
 class Held:

@@ -53,7 +53,7 @@ class QueueFactory:
             settings.policy,
             settings.time_limit,
             settings.soft_time_limit,
-            allowed.allows_module,
+            allowed.allows,
         )
 
     def queue(self, name: str, settings: QueueConfig) -> Any:

@@ -24,7 +24,8 @@ class TaskLog(Protocol):
 
     all: bool
 
-    def started(self, message: Message, queue: str, waited: float) -> None: ...
+    def started(self, message: Message, queue: str, waited: float) -> None:
+        """A task starts."""
 
     def ended(
         self,
@@ -36,7 +37,8 @@ class TaskLog(Protocol):
         detail: str = "",
         exc_text: str = "",
         level: int = 20,
-    ) -> None: ...
+    ) -> None:
+        """An attempt ended."""
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 
 from psq.brokers.base import Broker, Outgoing, QueueSpec
 from psq.concurrency import Waiter
@@ -44,6 +45,7 @@ class Scheduler(Service):
         self.published = 0
 
     def step(self) -> None:
+        """Publish what is due in this daemon's shards."""
         self._claim()
         for shard in list(self._mine):
             while due := self._storage.due(shard, time.time(), BATCH):
@@ -84,7 +86,7 @@ class Scheduler(Service):
         for item in due:
             waiter = Waiter()
             out = Outgoing(QueueSpec(item.queue), item.data, item.attributes, item.due_at, item.id)
-            self._broker.publish(out, lambda _, error, w=waiter: w.set(error), timeout=PUBLISH_TIMEOUT)
+            self._broker.publish(out, partial(_published, waiter), timeout=PUBLISH_TIMEOUT)
             waiters.append((item, waiter))
         done: list[str] = []
         problem: Exception | None = None
@@ -101,6 +103,10 @@ class Scheduler(Service):
             raise problem
 
 
+def _published(waiter: Waiter, _: object, error: Exception | None) -> None:
+    waiter.set(error)
+
+
 class Sweeper(Service):
     """Deletes expired results from a storage that has no TTL of its own."""
 
@@ -111,4 +117,5 @@ class Sweeper(Service):
         self._storage = storage
 
     def step(self) -> None:
+        """One sweep."""
         self._storage.sweep(time.time())

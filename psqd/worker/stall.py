@@ -38,6 +38,7 @@ class Stall(Service):
         self.blocks, self.blocked_seconds, self.longest, self.last_at = 0, 0.0, 0.0, 0.0
 
     def step(self) -> None:
+        """One beat."""
         now = time.monotonic()
         gap = now - self._last - BEAT
         if gap > NOTICEABLE:

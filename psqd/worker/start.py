@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gevent import get_hub
+from psq.connect import broker_of, storage_of
 
 from psq.concurrency import native_thread, original
-from psq.connect import broker_of, storage_of
 from psq.errors import BrokerError, ConfigError, MissingDependency, StorageError
 from psq.functions import Allowed
 from psqd import configfile
@@ -48,15 +48,15 @@ def main(argv: Sequence[str]) -> int:
     _signals()
     link = WorkerEnd.from_environment(os.environ)
     if link is None:
-        print("psqd.worker is started by psqd (or psqworker), not by hand", file=sys.stderr)
+        _complain("psqd.worker is started by psqd (or psqworker), not by hand")
         return BAD_CONFIG
     try:
         parts = _from_queue(arguments, link) if arguments.queue else _from_file(arguments, link)
     except (ConfigError, MissingDependency) as error:
-        print(error, file=sys.stderr, flush=True)
+        _complain(str(error))
         return BAD_CONFIG
     except (BrokerError, StorageError) as error:
-        print(f"psqd: {error}", file=sys.stderr, flush=True)
+        _complain(f"psqd: {error}")
         return REFUSED
     get_hub().start_periodic_monitoring_thread()
     code = Daemon(parts).run()
@@ -172,6 +172,12 @@ def _find_queue(location: str) -> Any:
     return found
 
 
+def _complain(text: str) -> None:
+    """To stderr: there is no log yet."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 def _version() -> str:
     import psq
 
@@ -192,5 +198,3 @@ def _end_in_any_case(code: int) -> None:
         os._exit(code)
 
     native_thread(end)
-
-

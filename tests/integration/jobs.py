@@ -1,0 +1,128 @@
+"""Tasks for the integration tests. Each tells a journal what it does: one line a step, appended in one write."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import psq
+
+
+def journal(*words: object) -> None:
+    """Append a line: what, task id, pid, monotonic time, and more."""
+    task = psq.current_task
+    line = " ".join(map(str, (words[0], task.id if task else "-", os.getpid(), f"{time.monotonic():.4f}", *words[1:])))
+    fd = os.open(os.environ["TEST_JOURNAL"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(fd, line.encode() + b"\n")
+    finally:
+        os.close(fd)
+
+
+def adder(a: int, b: int) -> int:
+    return a + b
+
+
+def noted(*args: object) -> int:
+    """Runs at once, and leaves a line."""
+    journal("run", *args)
+    return len(args)
+
+
+def nap(seconds: float) -> str:
+    """Yields for a while."""
+    journal("start", seconds)
+    time.sleep(seconds)
+    journal("end", seconds)
+    return "slept"
+
+
+def stubborn(seconds: float) -> str:
+    """Swallows the interrupt of a daemon that stops."""
+    journal("start", seconds)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            time.sleep(0.1)
+        except BaseException:
+            journal("swallowed")
+    return "done"
+
+
+def hog(seconds: float, how: str = "python") -> str:
+    """Never yields."""
+    journal("start", how)
+    end = time.monotonic() + seconds
+    if how == "python":
+        while time.monotonic() < end:
+            pass
+    else:
+        while time.monotonic() < end:
+            re.match(r"(a+)+$", "a" * 22 + "b")
+    journal("end", how)
+    return how
+
+
+def fails(text: str) -> None:
+    journal("run")
+    raise ValueError(text)
+
+
+def fails_until(attempt: int) -> int:
+    """Fails until it is this attempt."""
+    journal("run", psq.current_task.attempt)
+    if psq.current_task.attempt < attempt:
+        raise ConnectionError(f"attempt {psq.current_task.attempt}")
+    return psq.current_task.attempt
+
+
+def asks_again(attempt: int, delay: float) -> int:
+    """Raises Retry until it is this attempt."""
+    journal("run", psq.current_task.attempt)
+    if psq.current_task.attempt < attempt:
+        raise psq.Retry(delay=delay)
+    return psq.current_task.attempt
+
+
+def suicide(signal_number: int) -> None:
+    """Kills its worker, as its first statement."""
+    os.kill(os.getpid(), signal_number)
+
+
+def child() -> int:
+    """A subprocess, as thumbnailers make them."""
+    return subprocess.run([sys.executable, "-c", "pass"], check=True, timeout=60).returncode
+
+
+def enqueues(queue: str, count: int) -> list[str]:
+    """A task that enqueues."""
+    q = psq.Queue(psq.current_queue.client, queue)
+    return [q.enqueue(noted, n).id for n in range(count)]
+
+
+def exits() -> None:
+    sys.exit(3)
+
+
+def big(size: int) -> str:
+    return "x" * size
+
+
+def unstorable() -> object:
+    return object()
+
+
+def who() -> dict[str, object]:
+    """What current_task says."""
+    task = psq.current_task
+    return {
+        "id": task.id,
+        "queue": task.queue,
+        "attempt": task.attempt,
+        "redelivered": task.redelivered,
+        "strikes": len(task.strikes),
+        "current_queue": psq.current_queue.name,
+    }
