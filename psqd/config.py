@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -106,10 +106,10 @@ class HttpConfig(Section):
     """Health, metrics and status over HTTP; without this section nothing of it is even imported."""
 
     bind: Annotated[str, text(_check_bind, valid="`host:port`, such as 127.0.0.1:9191")] = key(
-        ..., "Where to listen, `host:port`; port 0 takes a free one and logs it.", reload="restart"
+        ..., "Where to listen, `host:port`; port 0 takes a free one and logs it."
     )
     token: Annotated[str | None, text(nullable=True, secret=True)] = key(
-        None, "What `/status` and `/metrics` ask for as `Authorization: Bearer`; empty: nothing.", reload="restart"
+        None, "What `/status` and `/metrics` ask for as `Authorization: Bearer`; empty: nothing."
     )
 
     @property
@@ -127,7 +127,7 @@ class LoggingConfig(Section):
     """What is logged, and where to."""
 
     format: Annotated[Literal["text", "json"], choice("text", "json")] = key(
-        "text", "`text` for people, `json` for machines.", reload="restart"
+        "text", "`text` for people, `json` for machines."
     )
     level: Annotated[Literal["debug", "info", "warning", "error"], choice("debug", "info", "warning", "error")] = key(
         "info", "The least important lines that are written."
@@ -136,7 +136,7 @@ class LoggingConfig(Section):
         "all", "Lines for every task, or only for those that failed."
     )
     file: Annotated[str | None, text(nullable=True)] = key(
-        None, "A file to write to, opened anew on SIGUSR1; empty: stderr.", reload="restart"
+        None, "A file to write to, opened anew on SIGUSR1; empty: stderr."
     )
 
 
@@ -217,7 +217,7 @@ class Config(Section):
     schedule: Annotated[dict[str, ScheduleConfig], BeforeValidator(_section)] = key(
         {}, "Tasks to enqueue at set times, by name.", later=True
     )
-    http: HttpConfig | None = key(None, "Health, metrics and status over HTTP.", reload="restart")
+    http: HttpConfig | None = key(None, "Health, metrics and status over HTTP.")
     logging: Annotated[LoggingConfig, BeforeValidator(_section)] = key(LoggingConfig(), "What is logged.")
 
     @model_validator(mode="after")
@@ -238,6 +238,12 @@ class Config(Section):
         """Twelve hex digits that differ where the settings do."""
         document = json.dumps(self.model_dump(), sort_keys=True, default=str)
         return hashlib.sha256(document.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Config:
+        """A copy with other values, unchecked; its `hash` is its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("hash", None)
+        return copy
 
     @classmethod
     def for_queue(
@@ -268,7 +274,11 @@ class Config(Section):
             settings["concurrency"] = concurrency
         if queue.storage is not None:
             settings["store_on_status"] = list(queue.storage.store_on_status)
-        raw = {"imports": list(imports), "path": list(paths), "queues": {queue.name: settings}}
+        raw = {
+            "imports": list(dict.fromkeys(imports)),
+            "path": list(dict.fromkeys(paths)),
+            "queues": {queue.name: settings},
+        }
         storage = "none" if queue.storage is None else queue.storage.url
         config: Config = validated(raw, "")
         return config.model_copy(update={"broker": queue.client.broker.url, "storage": storage})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import difflib
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -26,7 +28,7 @@ __all__ = [
     "queue_name_problem",
 ]
 
-#: Seconds after which a task that has no time limit is no longer kept leased; half a day, a choice.
+#: Seconds after which a task is no longer kept leased; half a day, a choice.
 DEFAULT_MAX_LEASE = 12 * 3600.0
 #: Seconds that a task with a time limit keeps its lease beyond it, to clean up; a choice.
 LEASE_GRACE = 60.0
@@ -38,6 +40,9 @@ STATES = (QUEUED, SCHEDULED, STARTED, RETRYING, FINISHED, FAILED, CANCELLED)
 #: Keys that only a broadcast queue has.
 BROADCAST_KEYS = ("scope", "hosts", "on_drain")
 
+_BUILTIN_ERRORS = frozenset(
+    name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
+)
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -63,7 +68,14 @@ def _check_exception(value: str) -> str:
     module, colon, name = value.rpartition(":")
     if not _DOTTED.fullmatch(name) or (colon and not _DOTTED.fullmatch(module)):
         raise ValueError
+    if not colon and "." not in name and name not in _BUILTIN_ERRORS:
+        raise ValueError(_near_builtin(name))
     return value
+
+
+def _near_builtin(name: str) -> str:
+    near = difflib.get_close_matches(name, _BUILTIN_ERRORS, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
 
 
 def _check_state(value: str) -> str:
@@ -125,19 +137,19 @@ class QueueConfig(Section):
         100, "Most tasks of this queue that run at once in one daemon.", unit="tasks"
     )
     type: Annotated[Literal["shared", "broadcast"], choice("shared", "broadcast")] = key(
-        "shared", "`shared`: each task runs once. `broadcast`: every worker runs it.", reload="restart"
+        "shared", "`shared`: each task runs once. `broadcast`: every worker runs it.", reload="renew"
     )
     scope: Annotated[Literal["process", "host"], choice("process", "host")] = key(
-        "process", "(broadcast) Every process runs each task, or one process of every host.", reload="restart"
+        "process", "(broadcast) Every process runs each task, or one process of every host.", reload="renew"
     )
     hosts: Annotated[
         list[str], texts(_check_host, valid="a list of host names", example="web-1, web-2", each="a host's name")
-    ] = key([], "(broadcast) The hosts that a deployer declares it for.", reload="restart", later=True)
+    ] = key([], "(broadcast) The hosts that a deployer declares it for.", reload="renew", later=True)
     on_drain: Annotated[Literal["keep", "delete"], choice("keep", "delete")] = key(
         "keep",
         "(broadcast) `keep`: what is sent while this worker is away waits for it, for a day. "
         "`delete`: its subscription goes when it stops.",
-        reload="restart",
+        reload="renew",
     )
     ack: Annotated[Literal["late", "early"], choice("late", "early")] = key(
         "late",
@@ -148,7 +160,7 @@ class QueueConfig(Section):
         10.0,
         "The first lease of a delivery; a delivery lost on its way comes again after it.",
         unit="seconds",
-        reload="restart",
+        reload="renew",
     )
     lease: Annotated[float, number(LEAST_LEASE, MOST_LEASE)] = key(
         30.0,
@@ -157,7 +169,7 @@ class QueueConfig(Section):
     )
     max_lease: Annotated[float | None, number(LEAST_LEASE, YEAR, nullable=True)] = key(
         None,
-        "A task is kept leased no longer than this; empty: its time limit and a minute, or 12 hours without a limit.",
+        "A task is kept leased no longer than this; empty: 12 hours, or `time_limit` and a minute where that is more.",
         unit="seconds",
     )
     retries: Annotated[int, whole(0, 1_000_000)] = key(
@@ -173,10 +185,10 @@ class QueueConfig(Section):
         None, "SoftTimeLimitExceeded is raised in a task that runs longer; empty: never.", unit="seconds"
     )
     receive: Annotated[Literal["pull", "stream"], choice("pull", "stream", later=("stream",))] = key(
-        "pull", "How Pub/Sub is asked for messages. `stream` is not available yet.", reload="restart"
+        "pull", "How Pub/Sub is asked for messages. `stream` is not available yet.", reload="renew"
     )
     serializer: Annotated[Literal["json", "pickle"], choice("json", "pickle", later=("pickle",))] = key(
-        "json", "How arguments and results are written. `pickle` is not available yet.", reload="restart"
+        "json", "How arguments and results are written. `pickle` is not available yet.", reload="renew"
     )
     deduplicate: Annotated[bool, flag(later=True)] = key(
         False, "A task id that has finished is not run again. `true` is not available yet."
@@ -237,16 +249,12 @@ class QueueConfig(Section):
             delete_on_close=self.broadcast and self.on_drain == "delete",
         )
 
-    def lease_limit(self, time_limit: float | None = None) -> float:
-        """Seconds after which a started task is no longer kept leased.
-
-        Args:
-            time_limit: The task's own limit, where it has one.
-        """
+    @property
+    def lease_limit(self) -> float:
+        """Seconds after which a started task is no longer kept leased; a task's own time limit may be longer."""
         if self.max_lease is not None:
             return self.max_lease
-        limit = self.time_limit if time_limit is None else time_limit
-        return DEFAULT_MAX_LEASE if limit is None else limit + LEASE_GRACE
+        return max(DEFAULT_MAX_LEASE, (self.time_limit or 0.0) + LEASE_GRACE)
 
     def _problems(self) -> Iterator[tuple[tuple[str, ...], str]]:
         soft, hard, longest = self.soft_time_limit, self.time_limit, self.max_lease

@@ -32,7 +32,8 @@ __all__ = [
     "whole",
 ]
 
-Reload = Literal["live", "restart", "new"]
+#: What SIGHUP does with a change of a key: takes it at once, serves the queue anew, or only names it in the log.
+Reload = Literal["live", "renew", "restart"]
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
 _NOTHING = frozenset(("", "~", "null", "Null", "NULL"))
@@ -134,8 +135,7 @@ def key(default: Any, description: str, *, unit: str = "", reload: Reload = "liv
         default: Its value where the file does not name it; `...` where it must.
         description: What it does, for docs/configuration.md.
         unit: Unit of the value.
-        reload: What SIGHUP does with a change: ``live``, ``restart`` (named in the log, kept as it was),
-            ``new`` (live for what is added).
+        reload: What SIGHUP does with a change.
         later: The key's feature is not built yet.
     """
     extra: dict[str, Any] = {"unit": unit, "reload": reload, "later": later}

@@ -16,13 +16,12 @@ from psqd.yamltree import Broken, Keys, locate, parse
 __all__ = ["load", "loads", "validated"]
 
 
-def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None, paths: Sequence[str] = ()) -> Config:
+def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> Config:
     """Read a config file.
 
     Args:
         path: The file.
         environ: The variables that ``${NAME}`` may name; None: os.environ.
-        paths: Folders put before those of `path:`.
 
     Raises:
         ConfigError: With everything that is wrong, a line each: ``conf/psqd.yaml:6:13: …``.
@@ -40,12 +39,10 @@ def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None,
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         raise ConfigProblems(file, [Problem(line, column, "is not UTF-8 text")]) from None
-    return loads(text, file, environ, paths)
+    return loads(text, file, environ)
 
 
-def loads(
-    text: str, file: str = "<text>", environ: Mapping[str, str] | None = None, paths: Sequence[str] = ()
-) -> Config:
+def loads(text: str, file: str = "<text>", environ: Mapping[str, str] | None = None) -> Config:
     """Read a config from text; see `load`."""
     environ = os.environ if environ is None else environ
     tree, problems = parse(text, file, environ)
@@ -65,8 +62,7 @@ def loads(
     ):
         if not raw.get(needed):
             problems.append(Problem(*locate(tree, (needed,), of_key=True), said))
-    config = validated(raw, file, tree, problems)
-    return config.model_copy(update={"path": [*paths, *config.path]}) if paths else config
+    return validated(raw, file, tree, problems)
 
 
 def validated(raw: Mapping[str, Any], file: str, tree: Keys | None = None, problems: Sequence[Problem] = ()) -> Config:
@@ -142,14 +138,26 @@ class _Checker:
         try:
             return model.model_validate(raw)
         except ValidationError as failed:
+            wrong: dict[str, set[Any]] = {}
             for error in failed.errors(include_url=False):
                 loc = [part for part in (*above, *error["loc"]) if part != "[key]"]
-                self.tell_error(model, error, loc, told_before)
-        except RecursionError:
-            self.tell(above, "is nested too deep")
+                self.tell_error(error, loc, told_before)
+                if len(loc) > 2 and loc[0] == "queues":
+                    wrong.setdefault(str(loc[1]), set()).add(loc[2])
+            self.check_what_is_left(wrong)
         return None
 
-    def tell_error(self, model: type[BaseModel], error: Any, loc: list[Any], told_before: set[Any]) -> None:
+    def check_what_is_left(self, wrong: Mapping[str, set[Any]]) -> None:
+        """Checks that compare keys did not run on a queue with a wrong key: run them without it."""
+        for name, keys in wrong.items():
+            told_before = set(self.places)
+            try:
+                QueueConfig.model_validate({key: value for key, value in self.queues[name].items() if key not in keys})
+            except ValidationError as failed:
+                for error in failed.errors(include_url=False):
+                    self.tell_error(error, ["queues", name, *error["loc"]], told_before)
+
+    def tell_error(self, error: Any, loc: list[Any], told_before: set[Any]) -> None:
         kind, value = error["type"], error.get("input")
         if isinstance(value, Broken):
             return
@@ -178,6 +186,8 @@ class _Checker:
     ) -> None:
         """Add a problem, unless its place has one from an earlier check."""
         text = said if whole else f"{subject(loc)} {said}"
+        if len(loc) == 1 and self.tree is not None and loc[0] in _VARIABLES and loc[0] not in self.tree:
+            text += f" (from the environment variable {_VARIABLES[loc[0]]})"
         if self.tree is None:
             self.problems.append(Problem(0, 0, text))
             return
@@ -196,6 +206,9 @@ class _Checker:
             return locate(self.tree, loc[:2], of_key=True)
         return locate(self.tree, loc, of_key=of_key)
 
+
+#: Where a key's value comes from when the file does not name it.
+_VARIABLES = {"broker": "PSQ_BROKER", "storage": "PSQ_STORAGE"}
 
 #: The keys of a section, by the way to it; None stands for a name.
 _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
