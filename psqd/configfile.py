@@ -52,9 +52,9 @@ def loads(text: str, file: str = "<text>", environ: Mapping[str, str] | None = N
         said = f"the file must be a section of keys such as `queues:`, not {shown(tree)}"
         raise ConfigProblems(file, problems or [Problem(1, 1, said)])
     raw = dict(tree)
-    if "broker" not in raw:
+    if raw.get("broker") in (None, ""):
         raw["broker"] = environ.get("PSQ_BROKER") or "sqlite://"
-    if "storage" not in raw:
+    if raw.get("storage") in (None, ""):
         raw["storage"] = environ.get("PSQ_STORAGE") or default_storage(str(raw["broker"]))
     for needed, said in (
         ("queues", "`queues` names no queue: a daemon needs at least one"),
@@ -186,7 +186,7 @@ class _Checker:
     ) -> None:
         """Add a problem, unless its place has one from an earlier check."""
         text = said if whole else f"{subject(loc)} {said}"
-        if len(loc) == 1 and self.tree is not None and loc[0] in _VARIABLES and loc[0] not in self.tree:
+        if len(loc) == 1 and self.tree is not None and loc[0] in _VARIABLES and not self.tree.get(loc[0]):
             text += f" (from the environment variable {_VARIABLES[loc[0]]})"
         if self.tree is None:
             self.problems.append(Problem(0, 0, text))
