@@ -109,7 +109,7 @@ class HttpConfig(Section):
         ..., "Where to listen, `host:port`; port 0 takes a free one and logs it."
     )
     token: Annotated[str | None, text(nullable=True, secret=True)] = key(
-        None, "What `/status` and `/metrics` ask for as `Authorization: Bearer`; empty: nothing."
+        None, "What every page but `/healthz` asks for as `Authorization: Bearer`; empty: nothing."
     )
 
     @property
