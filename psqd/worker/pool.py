@@ -91,6 +91,7 @@ class Pool:
         Returns:
             False if some task is still there: it swallowed the interrupt, or never yields.
         """
+        self.size = 0
         greenlets = list(self._greenlets)
         gevent.killall(greenlets, exception=TaskInterrupted, block=False)
         gevent.joinall(greenlets, timeout=max(0.0, timeout))

@@ -1,0 +1,84 @@
+"""A killed worker's, or a killed daemon's, tasks are started again at once; nothing is lost, nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import defaultdict
+
+import pytest
+
+import psq
+from tests.acceptance.processes import wait_until
+from tests.integration import jobs
+from tests.integration.daemons import Psqd, Site
+
+LONG = 200
+#: A daemon whose slots are full has no pull out, so nothing is stranded in one.
+BUSY = {"queues": {"long": {"concurrency": LONG}, "busy": {"concurrency": 4}}, "logging": {"tasks": "failures"}}
+
+
+def _prepare(place: Site) -> tuple[Psqd, Psqd, list[str], list[str]]:
+    """Two daemons; the slots of the first full with long tasks, others prefetched on a busy queue."""
+    client = psq.connect(place.broker)
+    long, busy = (psq.Queue(client, name, storage=place.storage) for name in ("long", "busy"))
+    first = place.daemon("first", BUSY).start()
+    # The journal's lines of the second start tell who took a task over.
+    ids = [r.id for r in long.enqueue_many([(jobs.nap, (20,), {}) for _ in range(LONG)])]
+    place.wait_journal("start", LONG, 60)
+    second = place.daemon("second", BUSY).start()
+    quick = [r.id for r in busy.enqueue_many([(jobs.nap, (0.02,), {}) for _ in range(400)])]
+    return first, second, ids, quick
+
+
+def _starts_after(place: Site, instant: float, ids: list[str]) -> dict[str, float]:
+    """Seconds from an instant to the next start of each task."""
+    wanted = set(ids)
+    found: dict[str, float] = defaultdict(lambda: float("inf"))
+    for line in place.journal("start"):
+        if line[1] in wanted and float(line[3]) > instant:
+            found[line[1]] = min(found[line[1]], float(line[3]) - instant)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "keeper"])
+def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(place: Site, victim: str) -> None:
+    first, second, ids, quick = _prepare(place)
+    worker = first.worker_pid()
+    killed_at = time.monotonic()
+    os.kill(worker if victim == "worker" else first.pid, signal.SIGKILL)
+
+    wait_until(
+        lambda: len(_starts_after(place, killed_at, ids)) == LONG,
+        30,
+        lambda: f"{len(_starts_after(place, killed_at, ids))} of {LONG} started again\n{place.logs()}",
+    )
+    again = sorted(_starts_after(place, killed_at, ids).values())
+    print(f"\n{place.broker.partition(':')[0]}, {victim} killed: first {again[0]:.3f} s, last {again[-1]:.3f} s")
+
+    place.wait_journal("end", len(ids) + len(quick), 90)
+    assert set(ids) | set(quick) == set(place.runs("end"))
+    if victim == "worker":
+        first.wait_line(r"worker .* (ended|died|was killed)", 5)
+        assert first.stop() == 0
+    assert second.stop() == 0
+    place.nothing_left()
+    assert again[0] <= 1.0
+    assert again[-1] <= 3.0
+
+
+def test_a_task_that_kills_its_worker_is_a_dead_letter_after_three_deaths(place: Site) -> None:
+    daemon = place.daemon("a", {"queues": {"default": {"concurrency": 10}}}).start()
+    q = psq.Queue(psq.connect(place.broker), storage=place.storage)
+    killer = q.enqueue(jobs.suicide, int(signal.SIGKILL))
+    with pytest.raises(psq.TaskFailed, match="worker died"):
+        killer.result(timeout=60)
+    assert q.storage is not None
+    [letter] = q.storage.get_dead(killer.id)
+    assert letter.reason == "worker died"
+    assert [death["signal"] for death in letter.deaths] == ["SIGKILL"] * 3
+    assert q.enqueue(jobs.adder, 1, 2).result(timeout=20) == 3
+    assert daemon.stop() == 0
+    place.nothing_left()

@@ -1,0 +1,34 @@
+"""Places where a daemon can run: on nothing, and on the Pub/Sub emulator."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.daemons import Site, site
+
+
+@pytest.fixture
+def sqlite_site(tmp_path: Path) -> Iterator[Site]:
+    """The embedded broker and storage, in one file."""
+    with site(tmp_path, f"sqlite://{tmp_path}/psq.db", f"sqlite://{tmp_path}/psq.db") as it:
+        yield it
+
+
+@pytest.fixture
+def pubsub_site(tmp_path: Path, pubsub_emulator: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The Pub/Sub emulator, a project of its own, results in SQLite."""
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", pubsub_emulator)
+    broker = f"pubsub://p-{uuid.uuid4().hex[:8]}"
+    with site(tmp_path, broker, f"sqlite://{tmp_path}/results.db", PUBSUB_EMULATOR_HOST=pubsub_emulator) as it:
+        yield it
+
+
+@pytest.fixture(params=["sqlite", "pubsub"])
+def place(request: pytest.FixtureRequest) -> Site:
+    """Each broker in turn."""
+    found: Site = request.getfixturevalue(f"{request.param}_site")
+    return found
