@@ -210,10 +210,11 @@ class GroupCommit(Generic[T]):
             except Exception:
                 log.exception("a callback of group commit failed")
         if pause:
-            call_later(pause, self._resume)
+            call_later(pause, self.resume)
         self.kick()
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """End the pause that a transient error made: try again now. Never blocks."""
         with self._lock:
             self._paused = False
         self.kick()

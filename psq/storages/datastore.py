@@ -1,0 +1,450 @@
+"""Results, dead letters, the schedule and claims in Google Cloud Datastore (or Firestore in Datastore mode).
+
+One channel, raw protobuf, calls as futures: nothing here holds a thread while
+it waits. Writes share commits (`datastore_commit`), the schema is in
+`datastore_entities`. Expired records are not shown; to have them deleted, set
+a TTL policy on the property `expires`, once a project, for each of the kinds
+psq-task, psq-claim and psq-part:
+
+    gcloud firestore fields ttls update expires --collection-group=psq-task --enable-ttl
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from psq.brokers.base import DeadLetter
+from psq.errors import PsqError, StorageRefused
+from psq.google.channel import Channel
+from psq.group_commit import Done
+from psq.storages import datastore_entities as entities
+from psq.storages.base import (
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    QUEUED,
+    RETRYING,
+    SCHEDULED,
+    STARTED,
+    TERMINAL,
+    Scheduled,
+    Storage,
+    TaskRecord,
+)
+from psq.storages.datastore_api import Api
+from psq.storages.datastore_commit import KEPT, Committer, Seen, guarded
+from psq.storages.datastore_entities import CLAIM, DEAD, ETA, TASK, ix_name, key_name, read
+from psq.storages.datastore_heads import Head, Heads
+from psq.storages.datastore_listing import newest_first, read_heads, read_named
+from psq.storages.datastore_place import Place
+
+__all__ = ["DatastoreStorage", "from_url"]
+
+#: Seconds of one call, and of what a blocking method tries again in.
+DEFAULT_TIMEOUT = 10.0
+#: Seconds that `close` waits for what is not yet written.
+DEFAULT_CLOSE_TIMEOUT = 10.0
+#: Most bytes of a result and its error, of a dead letter, of a scheduled message; before compression.
+DEFAULT_MAX_RESULT_BYTES = 32_000_000
+#: Connections: 100 calls at a time each.
+CONNECTIONS = 2
+#: Records written before the last state whose versions are remembered, so that the last is no second look.
+KNOWN = 10_000
+#: Seconds after its end that a claim is kept, so that its fence goes on growing.
+CLAIM_KEPT = 86400.0
+#: Every state, for listings of all of them.
+_STATES = (QUEUED, SCHEDULED, STARTED, RETRYING, FINISHED, FAILED, CANCELLED)
+
+
+@dataclass(slots=True)
+class _Opened:
+    api: Api
+    commits: Committer
+    claims: Committer
+    heads: Heads
+
+
+class DatastoreStorage(Storage):
+    """Datastore, or Firestore in Datastore mode. Loads Google's library on the first request.
+
+    Args:
+        client: A `google.cloud.datastore.Client`: its project, database, namespace, endpoint and
+            credentials are used where no argument says otherwise; its channel is not.
+        project: Project id; by default of the environment or of the application default credentials.
+        database: Database id; by default the default one.
+        namespace: Namespace; by default the default one.
+        endpoint: ``host[:port]``, or ``http://host:port`` without TLS; by default the emulator of
+            ``DATASTORE_EMULATOR_HOST`` where it is set, else the service.
+        credentials: google-auth credentials; by default the application default credentials.
+        store_on_status: States that are written.
+        max_result_bytes: Most bytes of a result with its error, a dead letter, a scheduled message.
+        timeout: Seconds of one call, and of what a blocking method tries again in.
+        close_timeout: Seconds that `close` waits for what is not written yet.
+
+    Raises:
+        ConfigError: An argument is not valid, or `client` is not Google's.
+    """
+
+    scheme: ClassVar[str] = "datastore"
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        project: str | None = None,
+        database: str | None = None,
+        namespace: str | None = None,
+        endpoint: str | None = None,
+        credentials: Any = None,
+        store_on_status: Sequence[str] | None = None,
+        max_result_bytes: int = DEFAULT_MAX_RESULT_BYTES,
+        timeout: float = DEFAULT_TIMEOUT,
+        close_timeout: float = DEFAULT_CLOSE_TIMEOUT,
+    ) -> None:
+        self._place = Place.of(
+            client,
+            project=project,
+            database=database,
+            namespace=namespace,
+            endpoint=endpoint,
+            credentials=credentials,
+        )
+        if store_on_status is not None:
+            self.store_on_status = tuple(store_on_status)
+        self.max_result_bytes = max_result_bytes
+        self._timeout, self._close_timeout = timeout, close_timeout
+        self._channel: Channel | None = None
+        self._closed = False
+        self._forget()
+        _storages.add(self)
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: _Opened | None = None
+        self._known: OrderedDict[str, int] = OrderedDict()  # id -> version of what was written early
+        self._early: dict[str, deque[tuple[TaskRecord, Done]]] = {}  # id -> what waits for its early write
+        self._large_etas: set[str] = set()
+        self._etas: set[str] = set()
+
+    @property
+    def url(self) -> str:
+        """What makes the same storage; no secrets."""
+        return self._found().url()
+
+    @property
+    def identity(self) -> str:
+        """Project, database and namespace."""
+        return self._found().identity()
+
+    def _found(self) -> Place:
+        self._place = self._place.with_project()
+        return self._place
+
+    def _open(self) -> _Opened:
+        opened = self._opened
+        if opened is not None:
+            return opened
+        with self._lock:
+            if self._opened is None:
+                place = self._found()
+                if self._channel is None:
+                    self._channel = Channel(place.target(), connections=CONNECTIONS)
+                api = Api(self._channel, place.project, place.database, place.namespace, self._timeout)
+                commits = Committer(api)
+                self._opened = _Opened(api, commits, Committer(api), Heads(api, commits, self.max_result_bytes))
+            return self._opened
+
+    def _answer(self, done: Done, error: Exception | None) -> None:
+        dispatch = self.dispatch
+        if dispatch is None:
+            done(None, error)
+        else:
+            dispatch(partial(done, None, error))
+
+    def _put(self, head: Head, done: Callable[[Any, Exception | None], None]) -> None:
+        try:
+            self._open().heads.put(head, done)
+        except PsqError as error:
+            done(None, error)
+
+    # results
+
+    def put(self, record: TaskRecord, done: Done) -> None:
+        """Write a record; see `Storage.put`."""
+        early = record.state not in TERMINAL
+        if early or self._early:  # records of one task go one after the other
+            with self._lock:
+                waiting = self._early.get(record.id)
+                if waiting is not None:
+                    waiting.append((record, done))
+                    return
+                if early:
+                    self._early[record.id] = deque()
+        name = key_name(record.id)
+        try:
+            content = entities.task_content(record)
+        except (TypeError, ValueError) as error:
+            self._stored(record, done, None, StorageRefused(f"the error of task {record.id!r} is no JSON: {error}"))
+            return
+        version = self._known.pop(record.id, None) if self._known else None
+        head = Head(
+            TASK,
+            "t",
+            name,
+            content,
+            partial(entities.fill_task, record, content),
+            names=3 * (len(record.queue) + len(record.function) + len(record.worker)) + len(name),
+            expires_at=record.expires_at,
+            replaces=partial(_replaces, record),
+            seen=None if version is None else Seen(version, None),
+            look=record.run > 1,  # requeued: its failure is there
+        )
+        self._put(head, partial(self._stored, record, done))
+
+    def _stored(self, record: TaskRecord, done: Done, version: Any, error: Exception | None) -> None:
+        if record.state not in TERMINAL:
+            with self._lock:
+                waiting = self._early.pop(record.id)
+                if error is None and version is not KEPT:
+                    self._known[record.id] = version
+                    if len(self._known) > KNOWN:
+                        self._known.popitem(last=False)
+            for item in waiting:
+                self.put(*item)
+        self._answer(done, error)
+
+    def get(self, ids: Sequence[str]) -> dict[str, TaskRecord]:
+        """Read records by id; see `Storage.get`. Expired ones are left out."""
+        api, what, now = self._open().api, "reading results", time.time()
+        heads = api.lookup(TASK, [key_name(id) for id in ids if id], what)
+        records = read_heads(api, TASK, heads, "t", entities.task_of, what)
+        return {record.id: record for record in records.values() if not _expired(record, now)}
+
+    def find(
+        self,
+        *,
+        state: str | None = None,
+        queue: str | None = None,
+        function: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[TaskRecord]:
+        """Records, newest first, filtered; expired ones are left out."""
+        api, what, now = self._open().api, "listing results", time.time()
+        states = _STATES if state is None else (state,)
+        if function is not None:
+            views = [f"f:{ix_name(function)}:{one}" for one in states]
+        elif queue is not None:
+            views = [f"q:{ix_name(queue)}:{one}" for one in states]
+        else:
+            views = [f"s:{one}" for one in states]
+
+        def wanted(record: TaskRecord) -> bool:
+            return (
+                (state is None or record.state == state)
+                and (queue is None or record.queue == queue)
+                and (function is None or record.function == function)
+                and not _expired(record, now)
+            )
+
+        names = newest_first(api, TASK, views, limit, what)
+        return read_named(api, TASK, names, "t", entities.task_of, limit, wanted, what)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete records and their parts; unknown ids are no error."""
+        names = [key_name(id) for id in ids if id]
+        self._open().heads.delete(TASK, "t", names, None, "deleting results")
+
+    # dead letters
+
+    def put_dead(self, letter: DeadLetter, done: Done) -> None:
+        """Keep a dead letter; see `DeadLetters.put_dead`."""
+        content = entities.dead_content(letter)
+        size = len(letter.id) + len(letter.queue) + len(letter.function) + 200 * len(letter.deaths)
+        name = entities.dead_name(letter.key)
+        fill = partial(entities.fill_dead, letter)
+        self._put(
+            Head(DEAD, "d", name, content, fill, names=3 * size),
+            lambda _, error: self._answer(done, error),
+        )
+
+    def list_dead(self, queue: str | None = None, limit: int | None = None) -> Iterator[DeadLetter]:
+        """Dead letters, newest first."""
+        api, what = self._open().api, "listing dead letters"
+        views = ["a"] if queue is None else [f"q:{ix_name(queue)}"]
+
+        def wanted(letter: DeadLetter) -> bool:
+            return queue is None or letter.queue == queue
+
+        names = newest_first(api, DEAD, views, limit, what)
+        return read_named(api, DEAD, names, "d", entities.dead_of, limit, wanted, what)
+
+    def get_dead(self, id: str) -> list[DeadLetter]:
+        """By key, or all attempts of a task id, the first first."""
+        api, what = self._open().api, "reading dead letters"
+        names = [entities.dead_name(id)] if ":" in id else []
+        prefix = key_name(id) + ":"
+        names += api.names_between(DEAD, prefix, prefix[:-1] + ";", what)
+        found = read_heads(api, DEAD, api.lookup(DEAD, names, what), "d", entities.dead_of, what)
+        letters = [letter for letter in found.values() if id in (letter.id, letter.key)]
+        return sorted(letters, key=lambda letter: letter.attempt)
+
+    def delete_dead(self, keys: Sequence[str]) -> None:
+        """Delete by key; unknown ones are no error."""
+        names = [entities.dead_name(key) for key in keys]
+        self._open().heads.delete(DEAD, "d", names, None, "deleting dead letters")
+
+    # the schedule
+
+    def schedule(self, item: Scheduled, done: Done) -> None:
+        """Keep a message until its time; see `Storage.schedule`."""
+        name = entities.eta_key(item, self.shards)
+        size = sum(len(key) + len(value) for key, value in item.attributes.items()) + len(item.queue) + 2 * len(name)
+        self._put(
+            Head(ETA, "e", name, [item.data], partial(entities.fill_eta, item), names=3 * size),
+            lambda _, error: self._answer(done, error),
+        )
+
+    def due(self, shard: int, now: float, limit: int) -> list[Scheduled]:
+        """What is due in a shard, soonest first."""
+        api, what = self._open().api, "reading the schedule"
+        request = api.query(ETA, limit)
+        api.key_range(request, ETA, f"{shard}:", f"{shard}:{entities.milliseconds(now) + 1:013d}")
+        heads = {result.entity.key.path[0].name: result for result in api.results(request, what)}
+        self._note_etas(heads)
+        found = read_heads(api, ETA, heads, "e", entities.eta_of, what)
+        # the key says whole milliseconds, so the last of them may be still to come
+        return sorted((item for item in found.values() if item.due_at <= now), key=lambda item: item.due_at)
+
+    def _note_etas(self, heads: dict[str, Any]) -> None:
+        if len(self._etas) > KNOWN:
+            self._etas.clear()
+            self._large_etas.clear()
+        self._etas.update(heads)
+        self._large_etas.update(name for name, result in heads.items() if "parts" in result.entity.properties)
+
+    def unschedule(self, keys: Sequence[str]) -> None:
+        """Delete by `Scheduled.key`, after they were published."""
+        known = self._etas.issuperset(keys)  # seen by `due`, so it is known which of them have parts
+        parted = [key for key in keys if key in self._large_etas] if known else None
+        self._open().heads.delete(ETA, "e", list(keys), parted, "deleting from the schedule")
+        self._etas.difference_update(keys)
+        self._large_etas.difference_update(keys)
+
+    # claims
+
+    def claim(self, key: str, owner: str, seconds: float) -> bool:
+        """Take or prolong a claim; see `Storage.claim`. Machines' clocks should agree within a part of `seconds`."""
+        return self._claim(key, _Claim(owner, seconds))
+
+    def release(self, key: str, owner: str) -> None:
+        """Let go of a claim that `owner` holds; otherwise nothing."""
+        found = self._open().api.lookup(CLAIM, [key_name(key)], "releasing a claim")
+        if any(read(result.entity.properties, "owner", "") == owner for result in found.values()):
+            self._claim(key, _Claim(owner, -1.0))
+
+    def _claim(self, key: str, claim: _Claim) -> bool:
+        write = guarded(CLAIM, key_name(key), claim.fill, claim.replaces, look=True)
+        return self._open().claims.write([(write, 500)], self._timeout)[0] is not KEPT
+
+    # life
+
+    def pending_bytes(self) -> int:
+        """Bytes handed over and not yet answered."""
+        opened = self._opened
+        return 0 if opened is None else opened.commits.pending_bytes()
+
+    def tick(self) -> None:
+        """Start commits that a stuck one holds back; a connection on which calls do not end is made anew."""
+        opened = self._opened
+        if opened is None:
+            return
+        opened.commits.kick()
+        opened.claims.kick()
+        if opened.api.channel.overdue():
+            opened.api.channel.renew("calls do not end at their own timeout")
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: forget what the parent has under way."""
+        self._forget()
+
+    def close(self) -> None:
+        """Write what waits, for at most `close_timeout` seconds, then let go. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        opened = self._open()
+        opened.commits.close(self._close_timeout)
+        opened.claims.close(0.0)
+        opened.api.channel.close()
+
+
+class _Claim:
+    """A claim to be written over what may be replaced."""
+
+    def __init__(self, owner: str, seconds: float) -> None:
+        self._owner, self._seconds, self._token = owner, seconds, 0
+
+    def replaces(self, seen: Seen) -> bool:
+        properties = seen.entity.properties
+        self._token = read(properties, "token", 0)
+        mine: bool = read(properties, "owner", "") == self._owner
+        if self._seconds < 0:
+            return mine
+        return mine or read(properties, "until", 0.0) <= time.time()
+
+    def fill(self, entity: Any) -> None:
+        entities.fill_claim(self._owner, time.time() + self._seconds, self._token + 1, CLAIM_KEPT, entity)
+
+
+def _expired(record: TaskRecord, now: float) -> bool:
+    return record.expires_at is not None and record.expires_at <= now
+
+
+def _replaces(record: TaskRecord, seen: Seen) -> bool:
+    """Says whether a record may be written over what is there."""
+    if seen.entity is None:
+        return True
+    properties = seen.entity.properties
+    state = read(properties, "state", "")
+    if state not in TERMINAL:
+        return True
+    expires_at = read(properties, "expires_at")
+    if expires_at is not None and expires_at <= time.time():
+        return True
+    there = (read(properties, "run", 1), read(properties, "attempt", 1))
+    return (record.run, record.attempt) > there
+
+
+def from_url(url: str) -> DatastoreStorage:
+    """The storage of ``datastore://PROJECT[/DATABASE]?namespace=…&endpoint=…``.
+
+    Raises:
+        ConfigError: The URL is not of this form.
+    """
+    place = Place.of_url(url)
+    return DatastoreStorage(
+        project=place.project or None,
+        database=place.database,
+        namespace=place.namespace,
+        endpoint=place.endpoint,
+    )
+
+
+_storages: weakref.WeakSet[DatastoreStorage] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for storage in list(_storages):
+        storage.reset_after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

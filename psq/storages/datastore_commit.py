@@ -1,0 +1,341 @@
+"""Writing: whole entities in shared commits, where one bad or contested record never fails another.
+
+The subset that means the same on every server is used and nothing else:
+`upsert` and `delete` of whole entities, `insert`, and `update` with
+`base_version` under the strategy FAIL. A commit whose guarded writes (insert,
+update) meet something is refused whole, so its keys are looked at, in one
+request; what must not be replaced stays, and the rest is committed again with
+the versions that were seen.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from psq.concurrency import Waiter, call_later
+from psq.errors import PsqError
+from psq.google.errors import CallError, is_transient
+from psq.group_commit import Finish, GroupCommit
+from psq.storages.datastore_api import Api, closed_error, pb, translated
+
+__all__ = ["KEPT", "Committer", "Seen", "Write", "delete", "guarded", "upsert"]
+
+#: Most entities in one commit, and most bytes: the limit is 10 MiB, the emulators break at 4.15 MB.
+COMMIT_ENTITIES, COMMIT_BYTES = 400, 3_500_000
+#: Commits at a time.
+COMMITS = 4
+#: Looks at the keys of a commit that is refused again and again, before it is tried later.
+LOOKS = 8
+
+#: Result of a write that did not replace what was there; otherwise it is the version that was written.
+KEPT = None
+
+#: What a guarded write may end a commit with: the key exists, its version is another, it is gone, contention.
+_CONFLICTS = frozenset(("ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND", "ABORTED"))
+#: Errors of the whole request, which would be the same for each of its entities.
+_OF_ALL = frozenset(("FAILED_PRECONDITION", "NOT_FOUND", "PERMISSION_DENIED", "UNIMPLEMENTED"))
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was found at a key.
+
+    Attributes:
+        version: For `base_version`.
+        entity: The raw entity.
+    """
+
+    version: int
+    entity: Any
+
+
+class Write:
+    """One entity to write or delete.
+
+    Attributes:
+        kind: Its kind.
+        name: Its key name.
+        fill: Writes its properties into an empty entity; None deletes it.
+        replaces: (guarded) Tells whether it may replace what was seen; None: it always does.
+        look: (guarded) Look before the first commit, since something is probably there.
+        seen: (guarded) What the last look found.
+        kept: (guarded) What was found stays.
+    """
+
+    __slots__ = ("fill", "kept", "kind", "look", "name", "replaces", "seen")
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        fill: Callable[[Any], None] | None,
+        replaces: Callable[[Seen], bool] | None = None,
+        look: bool = False,
+    ) -> None:
+        self.kind, self.name, self.fill, self.replaces, self.look = kind, name, fill, replaces, look
+        self.seen: Seen | None = None
+        self.kept = False
+
+
+def upsert(kind: str, name: str, fill: Callable[[Any], None]) -> Write:
+    """Write an entity whatever is there."""
+    return Write(kind, name, fill)
+
+
+def delete(kind: str, name: str) -> Write:
+    """Delete an entity; none is no error."""
+    return Write(kind, name, None)
+
+
+def guarded(
+    kind: str, name: str, fill: Callable[[Any], None], replaces: Callable[[Seen], bool], *, look: bool = False
+) -> Write:
+    """Write an entity, unless `replaces` says that what is there stays."""
+    return Write(kind, name, fill, replaces, look)
+
+
+class _Round:
+    """One request of group commit: look where needed, commit, and again where a key turned out otherwise."""
+
+    def __init__(self, api: Api, writes: Sequence[Write], finish: Finish) -> None:
+        self._api, self._writes, self._finish = api, writes, finish
+        self._looks = 0
+        self._live: list[Write] = []
+        self._updates = False
+
+    def begin(self) -> None:
+        unseen = [write for write in self._writes if write.look and write.seen is None]
+        if unseen:
+            self._look(unseen, None)
+        else:
+            self._commit()
+
+    def _commit(self) -> None:
+        names = pb()
+        request = self._api.request(names.CommitRequest)
+        request.mode = names.NON_TRANSACTIONAL
+        add, set_key, fail = request.mutations.add, self._api.set_key, names.FAIL
+        self._live = live = [write for write in self._writes if not write.kept]
+        self._updates = any(write.seen is not None for write in live)
+        if not live:
+            self._end(())
+            return
+        for write in live:
+            mutation = add()
+            if write.fill is None:
+                set_key(mutation.delete, write.kind, write.name)
+                continue
+            if write.replaces is None:
+                entity = mutation.upsert
+            elif write.seen is None:
+                entity = mutation.insert
+            else:
+                entity = mutation.update
+                mutation.base_version = write.seen.version
+                mutation.conflict_resolution_strategy = fail
+            set_key(entity.key, write.kind, write.name)
+            write.fill(entity)
+        self._api.start(names.commit, request, self._committed)
+
+    def _committed(self, response: Any, error: Exception | None) -> None:
+        if error is None:
+            results = response.mutation_results
+            if self._updates:
+                lost = [
+                    w for w, r in zip(self._live, results, strict=True) if w.seen is not None and r.conflict_detected
+                ]
+                if lost:  # a server that does not keep FAIL skipped them and wrote the others
+                    self._look(lost, None)
+                    return
+            self._end([result.version for result in results])
+            return
+        if isinstance(error, CallError) and error.code in _CONFLICTS:
+            contested = [write for write in self._live if write.replaces is not None]
+            if contested:
+                self._look(contested, error)
+                return
+        self._failed(error)
+
+    def _look(self, writes: Sequence[Write], refused: CallError | None) -> None:
+        self._looks += 1
+
+        def looked(found: dict[Any, Any], error: Exception | None) -> None:
+            try:
+                self._looked(writes, found, error, refused)
+            except Exception as problem:  # a record that can't be written: group commit finds it
+                self._finish(problem)
+
+        self._api.start_lookup([_key(write) for write in writes], looked)
+
+    def _looked(
+        self, writes: Sequence[Write], found: dict[Any, Any], error: Exception | None, refused: CallError | None
+    ) -> None:
+        if error is not None:
+            self._failed(error)
+            return
+        changed = False
+        for write in writes:
+            write.look = False
+            result = found.get(_key(write))
+            before = None if write.seen is None else write.seen.version
+            if result is None:
+                changed = changed or before is not None
+                write.seen = None
+                continue
+            changed = changed or before != result.version
+            write.seen = Seen(result.version, result.entity)
+            write.kept = write.replaces is not None and not write.replaces(write.seen)
+        if refused is not None and not changed:
+            self._finish(refused)  # no key explains it: transient (contention), or a culprit to be found
+        elif self._looks >= LOOKS:
+            self._finish(CallError("ABORTED", "the same keys are written by others all the time"))
+        else:
+            self._commit()
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, PsqError) or (isinstance(error, CallError) and error.code in _OF_ALL):
+            self._finish([translated(error, "writing")] * len(self._writes))
+        else:
+            self._finish(error)
+
+    def _end(self, versions: Sequence[int]) -> None:
+        if len(versions) == len(self._writes):
+            self._finish(versions)
+        else:
+            numbers = iter(versions)
+            self._finish([KEPT if write.kept else next(numbers) for write in self._writes])
+
+
+class Committer:
+    """Writes entities in shared commits. Safe from any thread and greenlet.
+
+    Args:
+        api: The database.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._open = 0
+        self._closed = False
+        self._emptied: list[Waiter] = []
+        self._group: GroupCommit[Write] = GroupCommit(
+            self._start,
+            max_items=COMMIT_ENTITIES,
+            max_bytes=COMMIT_BYTES,
+            in_flight=COMMITS,
+            transient=is_transient,
+            key=_key,
+        )
+
+    def add(self, write: Write, size: int, done: Callable[[Any, Exception | None], None]) -> None:
+        """Write an entity with the next commit; ``done(version | KEPT, error)``, in the thread of the answer.
+
+        What is transient is repeated for as long as it takes. Never blocks.
+        """
+        with self._lock:
+            self._bytes += size
+            self._open += 1
+
+        def ended(result: Any, error: Exception | None) -> None:
+            emptied: list[Waiter] = []
+            if isinstance(result, Exception):
+                result, error = None, result
+            try:
+                done(result, None if error is None else translated(error, f"writing {write.kind} {write.name!r}"))
+            finally:
+                with self._lock:
+                    self._bytes -= size
+                    self._open -= 1
+                    if not self._open:
+                        emptied, self._emptied = self._emptied, []
+                for waiter in emptied:
+                    waiter.set()
+
+        self._group.add(write, size, ended)
+
+    def write(self, writes: Sequence[tuple[Write, int]], timeout: float) -> list[Any]:
+        """Write entities and wait; each one's version or KEPT.
+
+        Raises:
+            StorageUnavailable: They were not all written within the timeout (seconds).
+            StorageRefused: One was refused.
+        """
+        if not writes:
+            return []
+        waiter = Waiter()
+        results: list[Any] = [None] * len(writes)
+        left = len(writes)
+        lock = threading.Lock()
+        deadline = time.monotonic() + timeout
+
+        def done(index: int, result: Any, error: Exception | None) -> None:
+            nonlocal left
+            results[index] = error if error is not None else result
+            with lock:
+                left -= 1
+                last = not left
+            if last:
+                waiter.set()
+
+        for index, (write, size) in enumerate(writes):
+            self._group.add(
+                write,
+                size,
+                lambda result, error, index=index: done(index, *_as_error(result, error)),  # type: ignore[misc]
+                deadline=deadline,
+            )
+        waited = 0.0
+        while not waiter.wait(1.0):
+            self._group.kick()
+            waited += 1.0
+            if waited > timeout + self._api.timeout:
+                raise (
+                    closed_error()
+                    if self._closed
+                    else translated(CallError("DEADLINE_EXCEEDED", "no answer"), "writing")
+                )
+        for result in results:
+            if isinstance(result, Exception):
+                raise translated(result, "writing") from result
+        return results
+
+    def pending_bytes(self) -> int:
+        """Bytes handed to `add` and not yet answered."""
+        return self._bytes
+
+    def kick(self) -> None:
+        """Start commits that a stuck one holds back."""
+        self._group.kick()
+
+    def close(self, timeout: float) -> None:
+        """Wait until all is written, at most so many seconds; what is left ends with StorageUnavailable."""
+        waiter = Waiter()
+        with self._lock:
+            waiting = self._open > 0
+            if waiting:
+                self._emptied.append(waiter)
+        deadline = time.monotonic() + timeout
+        while waiting and time.monotonic() < deadline and not waiter.wait(0.5):
+            self._group.kick()
+        self._closed = True
+        self._group.resume()
+
+    def _start(self, writes: Sequence[Write], finish: Finish) -> None:
+        if self._closed:  # later, since many batches that end at once would nest
+            call_later(0.0, lambda: finish([closed_error()] * len(writes)))
+        else:
+            _Round(self._api, writes, finish).begin()
+
+
+def _key(write: Write) -> tuple[str, str]:
+    return (write.kind, write.name)
+
+
+def _as_error(result: Any, error: Exception | None) -> tuple[Any, Exception | None]:
+    return (None, result) if isinstance(result, Exception) else (result, error)
