@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from psq.concurrency import Waiter, is_patched
-from psq.errors import BrokerRefused, MissingDependency
+from psq.errors import BrokerRefused, MissingDependency, PsqError
 from psq.google.errors import CallError, error_of
 
 __all__ = ["Call", "CallDone", "Channel", "Method", "Target", "connections_for", "load_grpc"]
@@ -218,6 +218,20 @@ class Channel:
         Returns:
             The call, or None where `done` was called already.
         """
+        if _in_hub():  # gRPC starts a thread for a channel that was idle, and waits for it: the hub may not
+            later = _Later()
+            _spawn(lambda: later.begin(lambda: self._start(method, request, timeout, done, metadata), done))
+            return later
+        return self._start(method, request, timeout, done, metadata)
+
+    def _start(
+        self,
+        method: Method,
+        request: Any,
+        timeout: float,
+        done: CallDone,
+        metadata: Sequence[tuple[str, str]] | None,
+    ) -> Call | None:
         try:
             channel, invoke = self._method(method)
             call = invoke.future(request, timeout=timeout, metadata=metadata)
@@ -399,6 +413,48 @@ class Channel:
         """End calls in flight and let go. Idempotent; later calls end with an error."""
         self._closed = True
         self._replace()
+
+
+class _Later:
+    """A call that a greenlet begins, since the hub asked for it."""
+
+    __slots__ = ("_call", "_cancelled")
+
+    def __init__(self) -> None:
+        self._call: Call | None = None
+        self._cancelled = False
+
+    def begin(self, start: Callable[[], Call | None], done: CallDone) -> None:
+        if self._cancelled:
+            done(None, CallError("CANCELLED", "cancelled before it began", sent=False))
+            return
+        try:
+            self._call = start()
+        except PsqError as error:  # no library, no credentials: nobody is there to be told otherwise
+            done(None, CallError("FAILED_PRECONDITION", str(error), transient=False, sent=False))
+            return
+        if self._cancelled and self._call is not None:
+            self._call.cancel()
+
+    def cancel(self) -> bool:
+        self._cancelled = True
+        return self._call.cancel() if self._call is not None else True
+
+
+def _in_hub() -> bool:
+    """True in a callback of gevent's loop, where nothing may wait."""
+    if not is_patched():
+        return False
+    from gevent import getcurrent
+    from gevent.hub import Hub
+
+    return isinstance(getcurrent(), Hub)
+
+
+def _spawn(function: Callable[[], None]) -> None:
+    import gevent
+
+    gevent.spawn(function)
 
 
 def _connected(channel: Any) -> bool:

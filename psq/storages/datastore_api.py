@@ -187,7 +187,7 @@ class Api:
             for request in requests[at : at + CALLS]:
                 waiter = Waiter()
                 waiters.append(waiter)
-                self.start(method, request, lambda *answer, waiter=waiter: waiter.set(answer))  # type: ignore[misc]
+                self.start(method, request, lambda *answer, waiter=waiter: waiter.set(answer))
             for waiter, request in zip(waiters, requests[at : at + CALLS], strict=True):
                 answered = waiter.wait(2 * self.timeout)
                 response, error = waiter.value if answered else (None, None)
