@@ -425,7 +425,7 @@ class _Later:
         self._cancelled = False
 
     def begin(self, start: Callable[[], Call | None], done: CallDone) -> None:
-        if self._cancelled:
+        if self._is_cancelled():
             done(None, CallError("CANCELLED", "cancelled before it began", sent=False))
             return
         try:
@@ -433,8 +433,11 @@ class _Later:
         except PsqError as error:  # no library, no credentials: nobody is there to be told otherwise
             done(None, CallError("FAILED_PRECONDITION", str(error), transient=False, sent=False))
             return
-        if self._cancelled and self._call is not None:
+        if self._call is not None and self._is_cancelled():
             self._call.cancel()
+
+    def _is_cancelled(self) -> bool:
+        return self._cancelled
 
     def cancel(self) -> bool:
         self._cancelled = True
