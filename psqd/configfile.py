@@ -163,11 +163,12 @@ class _Checker:
             return
         if kind == "psqd":
             for at, said in error["ctx"]["problems"]:
-                self.tell([*loc, *at], said, told_before=told_before)
+                place = [*loc, *at]
+                named = len(place) == 2 and place[0] in ("queues", "schedule")  # what is told is its name
+                self.tell(place, said, of_key=named, told_before=told_before)
         elif kind == "extra_forbidden":
-            name, section = str(loc[-1]), ".".join(str(part) for part in loc[:-1])
-            said = f"unknown key `{name[:80]}`" + (f" in {section[:120]}" if section else "")
-            self.tell(loc, said + _nearest(name, loc), whole=True, of_key=True, told_before=told_before)
+            said = f"unknown key {subject(loc)}{_nearest(str(loc[-1]), loc)}"
+            self.tell(loc, said, whole=True, of_key=True, told_before=told_before)
         elif kind == "missing":
             self.tell(loc, "is missing", of_key=True, told_before=told_before)
         elif kind in ("model_type", "dict_type", "model_attributes_type"):
@@ -222,8 +223,8 @@ _SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
 
 def _nearest(name: str, loc: Sequence[Any]) -> str:
     """What the writer of an unknown key may have meant."""
-    way = [part for index, part in enumerate(loc[:-1]) if not (index == 1 and loc[0] in ("queues", "schedule"))]
-    model = _model_at(way)
+    keys = [part for index, part in enumerate(loc[:-1]) if not (index == 1 and loc[0] in ("queues", "schedule"))]
+    model = _model_at(keys)
     valid = [*model.model_fields, "defaults"] if model is Config else list(model.model_fields)
     near = did_you_mean(name, valid)
     if "did you mean" not in near:
@@ -234,9 +235,9 @@ def _nearest(name: str, loc: Sequence[Any]) -> str:
     return near
 
 
-def _model_at(way: Sequence[Any]) -> type[BaseModel]:
+def _model_at(keys: Sequence[Any]) -> type[BaseModel]:
     from psqd.config import HttpConfig, LoggingConfig, ScheduleConfig
 
     sections: dict[tuple[str, ...], type[BaseModel]]
     sections = {**_SECTIONS, ("http",): HttpConfig, ("logging",): LoggingConfig, ("schedule",): ScheduleConfig}
-    return sections.get(tuple(str(part) for part in way), Config)
+    return sections.get(tuple(str(part) for part in keys), Config)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from psq.errors import ConfigError
 
-__all__ = ["ConfigProblems", "Problem", "did_you_mean", "shown", "subject"]
+__all__ = ["ConfigProblems", "Problem", "did_you_mean", "shown", "subject", "way"]
 
 #: Most problems that one error tells; a file of a thousand queues can have the same slip a thousand times.
 MAX_TOLD = 100
@@ -76,6 +76,12 @@ def shown(value: object) -> str:
     return str(value)[:60] if not isinstance(value, int) or abs(value) < 10**60 else "a number of more than 60 digits"
 
 
+def way(parts: Sequence[str | int]) -> str:
+    """The way to a section, ``queues.default``, whatever the names are."""
+    text = ".".join(str(part) for part in parts)[:120]
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def subject(loc: Sequence[str | int]) -> str:
     """What a problem is about, ```concurrency` in queues.default``."""
     if not loc:
@@ -86,5 +92,4 @@ def subject(loc: Sequence[str | int]) -> str:
         item = f"item {int(parts.pop()) + 1} of "
     if not parts:
         return f"{item}the file"
-    above = ".".join(str(part) for part in parts[:-1])
-    return f"{item}`{str(parts[-1])[:80]}`" + (f" in {above[:120]}" if above else "")
+    return f"{item}`{way(parts[-1:])}`" + (f" in {way(parts[:-1])}" if len(parts) > 1 else "")

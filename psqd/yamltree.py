@@ -225,6 +225,9 @@ class _Walker:
         if (not node.style and not isinstance(plain(node.value), str)) or node.tag not in _PLAIN_TAGS | {_STR}:
             self.tell(node, f"a key must be text, not {shown(plain(node.value))}; put it in quotes")
             return None
+        if "${" in node.value:
+            self.tell(node, f"variables stand in values, not in keys: {shown(node.value)}")
+            return None
         return str(node.value)
 
     def merge(self, node: Any, depth: int, merged: list[tuple[Any, Keys]]) -> int:
