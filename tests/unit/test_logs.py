@@ -359,7 +359,7 @@ for n in range(30_000):
     if n % 1_000 == 0:
         gevent.sleep(0)
 print(len(turns), handle.dropped > 0, flush=True)
-sys.stdin.readline()   # patched: the hub turns meanwhile
+sys.stdin.readline()
 print(handle.close(20), handle.dropped)
 """
     )
