@@ -31,10 +31,11 @@ class Waiter:
         value: What `set` was given, once it was called.
     """
 
-    __slots__ = ("_event", "_loop", "_thread_id", "value")
+    __slots__ = ("_called", "_event", "_loop", "_thread_id", "value")
 
     def __init__(self) -> None:
         self.value: Any = None
+        self._called = False
         self._event = threading.Event()  # gevent's own, once patched
         self._loop: Any = None
         self._thread_id = 0
@@ -46,6 +47,9 @@ class Waiter:
 
     def set(self, value: Any = None) -> None:
         """Wake the waiter. Never blocks; the first call counts."""
+        if self._called:
+            return
+        self._called = True
         self.value = value
         if self._loop is None or _native_ident() == self._thread_id:
             self._event.set()

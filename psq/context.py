@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from psq.queue import Queue
 
-__all__ = ["ExtraContext", "TaskContext", "current_queue", "current_task", "enter_contexts", "running"]
+__all__ = [
+    "ExtraContext",
+    "TaskContext",
+    "current_queue",
+    "current_task",
+    "enter_contexts",
+    "queue_context",
+    "running",
+    "task_context",
+]
 
 #: Makes the context manager that a task runs in, as ``app.app_context``; or several, entered in order.
 ExtraContext = Callable[[], AbstractContextManager[Any]] | Iterable[Callable[[], AbstractContextManager[Any]]]
@@ -144,3 +153,25 @@ def enter_contexts(stack: ExitStack, extra_context: ExtraContext | None) -> None
         return
     for make in (extra_context,) if callable(extra_context) else extra_context:
         stack.enter_context(make())
+
+
+@contextmanager
+def queue_context(queue: Queue) -> Iterator[None]:
+    """Make a queue `current_queue` within the block, in its own contexts: for tests, and programs of psq 0.8."""
+    token = _queue.set(queue)
+    try:
+        with ExitStack() as stack:
+            enter_contexts(stack, queue.extra_context)
+            yield
+    finally:
+        _queue.reset(token)
+
+
+@contextmanager
+def task_context(task: TaskContext) -> Iterator[None]:
+    """Make a task `current_task` within the block: for tests, and programs of psq 0.8."""
+    token = _task.set(task)
+    try:
+        yield
+    finally:
+        _task.reset(token)

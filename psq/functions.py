@@ -127,7 +127,7 @@ def _check_function(f: Any) -> str:
                 "a functools.partial can't be sent: enqueue the function itself and give the arguments to enqueue"
             )
         raise FunctionRefused(
-            f"a {type(f).__name__} is no function: write a function (def) at the top of a module, and enqueue that"
+            f"{type(f).__name__!r} is no function: write a function (def) at the top of a module, and enqueue that"
         )
     assert isinstance(name, str)
     if name.rpartition(".")[2] == "<lambda>":
@@ -161,7 +161,7 @@ def _check_function(f: Any) -> str:
         )
     if found is not None and not is_function_of(found, module, name):
         raise FunctionRefused(
-            f"{checked!r} is now a {type(found).__name__}, which a worker does not run: keep the function under its "
+            f"{checked!r} is now of type {type(found).__name__}, which a worker does not run: keep the function under its "
             "own name (a decorator should return a function made with functools.wraps)"
         )
     return checked
