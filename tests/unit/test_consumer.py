@@ -1,0 +1,231 @@
+"""Never more leased than can start soon; what can't start is given back; what came in a stall is not run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+
+from psq.brokers.base import Delivery, QueueSpec, Receiver
+from psq.errors import BrokerRefused, BrokerUnavailable
+from psq.message import Message, encode
+from psqd.worker import consumer as module
+from psqd.worker.consumer import PATIENCE, Consumer
+from tests.unit.worker_fakes import Bench
+
+
+class FakeReceiver(Receiver):
+    """Remembers what it was asked for."""
+
+    def __init__(self, deliver: Callable[[list[Delivery]], None]) -> None:
+        self.deliver = deliver
+        self.asked: list[int] = []
+        self.started = False
+        self.stats = {}
+        self.on_stopped: Callable[[], None] | None = None
+
+    def start(self) -> None:
+        self.started = True
+
+    def ask(self, n: int) -> None:
+        self.asked.append(n)
+
+    def stop(self, grace: float, stopped: Callable[[], None]) -> None:
+        self.on_stopped = stopped
+
+
+class Place:
+    """A consumer on a faked broker."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.bench = Bench(storage=False, **settings)
+        self.receivers: list[FakeReceiver] = []
+        self.problems: list[Exception] = []
+        outside: Any = self.bench.outside
+        outside.declare = self._declare
+        outside.receiver = self._receiver
+        self.active: set[Consumer] = set()
+        self.consumer = Consumer(
+            "q", self.bench.config, self.bench.spec, self.bench.runtime, self.bench.invocation, self.active
+        )
+
+    def _declare(self, spec: QueueSpec) -> list[str]:
+        if self.problems:
+            raise self.problems.pop(0)
+        return []
+
+    def _receiver(self, spec: QueueSpec, deliver: Callable[[list[Delivery]], None]) -> FakeReceiver:
+        self.receivers.append(FakeReceiver(deliver))
+        return self.receivers[-1]
+
+    def start(self) -> FakeReceiver:
+        self.consumer.start()
+        self.consumer.declared.wait()
+        gevent.sleep(0)
+        return self.receivers[-1]
+
+    def deliveries(self, count: int, function: str = "add", args: tuple[Any, ...] = (1, 2)) -> list[Delivery]:
+        now = time.monotonic()
+        data = encode(Message("id", f"tests.unit.worker_tasks:{function}", list(args), {}, "q"))
+        return [Delivery(self.bench.spec, f"k{n}", data, {}, now, now + 10, None) for n in range(count)]
+
+
+def settle() -> None:
+    gevent.idle()
+    gevent.sleep(0)
+
+
+def test_it_asks_for_as_many_as_it_has_slots_and_for_less_while_they_are_busy() -> None:
+    place = Place(concurrency=10)
+    receiver = place.start()
+    assert receiver.asked[-1] == 10
+    receiver.deliver(place.deliveries(4, "sleep", (60,)))
+    settle()
+    assert place.consumer.running == 4
+    assert receiver.asked[-1] == 6
+
+
+def test_prefetch_follows_what_ends_within_a_second() -> None:
+    place = Place(concurrency=2)
+    receiver = place.start()
+    for _ in range(3):
+        receiver.deliver(place.deliveries(10))
+        settle()
+        place.consumer.beat(time.monotonic())
+    assert receiver.asked[-1] == 2 + 30
+    for _ in range(4):
+        place.consumer.beat(time.monotonic())
+    assert place.consumer._prefetch == 0
+
+
+def test_prefetch_is_bounded_by_bytes() -> None:
+    place = Place(concurrency=2)
+    place.bench.runtime.max_prefetch_bytes = 1000
+    receiver = place.start()
+    receiver.deliver(place.deliveries(100))
+    settle()
+    place.consumer.beat(time.monotonic())
+    assert place.consumer._prefetch == int(1000 / place.consumer._mean_bytes) < 100
+
+
+def test_what_waits_too_long_for_a_slot_is_given_back() -> None:
+    place = Place(concurrency=1)
+    receiver = place.start()
+    receiver.deliver(place.deliveries(3, "sleep", (60,)))
+    settle()
+    now = time.monotonic()
+    place.consumer.beat(now + PATIENCE - 0.5)
+    assert place.bench.outside.names() == []
+    place.consumer.beat(now + PATIENCE + 0.5)
+    assert [(name, len(what)) for name, what in place.bench.outside.calls] == [("nack", 2)]
+    assert place.consumer.running == 1
+    assert place.consumer.prefetched == 0
+    assert receiver.asked[-1] == 0
+
+
+def test_what_came_while_the_hub_stood_still_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(concurrency=5)
+    receiver = place.start()
+    monkeypatch.setattr(place.bench.stall, "blocked_since", lambda instant: 5.1)
+    receiver.deliver(place.deliveries(3))
+    settle()
+    assert place.bench.outside.names() == ["nack"]
+    monkeypatch.setattr(place.bench.stall, "blocked_since", lambda instant: 4.9)
+    receiver.deliver(place.deliveries(3))
+    settle()
+    assert place.bench.outside.names() == ["nack", "ack", "ack", "ack"]
+
+
+def test_pausing_gives_back_what_waits_and_what_still_comes_and_lets_run_what_runs() -> None:
+    place = Place(concurrency=1)
+    receiver = place.start()
+    receiver.deliver(place.deliveries(2, "sleep", (0.05,)))
+    settle()
+    stopped = place.consumer.pause()
+    assert [(name, len(what)) for name, what in place.bench.outside.calls] == [("nack", 1)]
+    receiver.deliver(place.deliveries(4))
+    assert len(place.bench.outside.calls[-1][1]) == 4
+    assert not stopped.is_set()
+    assert receiver.on_stopped is not None
+    receiver.on_stopped()
+    assert stopped.is_set()
+    place.consumer.ended.wait()
+    assert place.bench.outside.names() == ["nack", "nack", "ack"]
+    place.consumer.start()
+    settle()
+    assert len(place.receivers) == 2
+
+
+def test_a_drained_consumer_is_idle_when_the_last_task_has_ended() -> None:
+    place = Place(concurrency=2)
+    receiver = place.start()
+    receiver.deliver(place.deliveries(2, "sleep", (0.05,)))
+    settle()
+    place.consumer.drain()
+    assert receiver.on_stopped is not None
+    receiver.on_stopped()
+    settle()
+    assert not place.consumer.idle.is_set()
+    place.consumer.idle.wait()
+    assert place.consumer.running == 0
+
+
+def test_a_queue_that_is_added_again_while_it_drains_is_adopted() -> None:
+    place = Place(concurrency=2)
+    receiver = place.start()
+    receiver.deliver(place.deliveries(1, "sleep", (0.05,)))
+    settle()
+    place.consumer.drain()
+    place.consumer.adopt(place.bench.config, place.bench.invocation)
+    assert receiver.on_stopped is not None
+    receiver.on_stopped()
+    settle()
+    assert place.consumer.state == "running"
+    assert len(place.receivers) == 2
+    while place.consumer.running:
+        gevent.sleep(0.005)
+    settle()
+    assert not place.consumer.idle.is_set()
+    assert place.bench.outside.names() == ["ack"]
+
+
+def test_it_waits_for_a_broker_that_is_away_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    place = Place()
+    place.problems = [BrokerUnavailable("away"), BrokerUnavailable("away")]
+    place.consumer.start()
+    place.consumer.declared.wait()
+    assert "can't be reached" in place.consumer.problem
+    with gevent.Timeout(5):
+        while place.consumer.state != "running":
+            gevent.sleep(0.005)
+    assert place.consumer.problem == ""
+    assert place.receivers[0].started
+
+
+def test_a_broker_that_refuses_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    place = Place()
+    place.problems = [BrokerRefused("no permission")]
+    place.consumer.start()
+    place.consumer.declared.wait()
+    assert str(place.consumer.refused) == "no permission"
+    with gevent.Timeout(5):
+        while place.consumer.state != "running":
+            gevent.sleep(0.005)
+    assert place.consumer.refused is None
+
+
+def test_resizing_stops_nothing() -> None:
+    place = Place(concurrency=1)
+    receiver = place.start()
+    receiver.deliver(place.deliveries(3, "sleep", (60,)))
+    settle()
+    config = place.bench.config.model_copy(update={"concurrency": 3})
+    place.consumer.configure(config, place.bench.invocation)
+    settle()
+    assert place.consumer.running == 3
+    assert place.bench.outside.names() == []

@@ -1,0 +1,292 @@
+"""The table of outcomes: each delivery ends in exactly one of ack, nack, park, after what must come first."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gevent
+import pytest
+
+from psq.errors import BrokerUnavailable, LeaseLost, StorageRefused
+from psq.message import Message, decode, encode
+from tests.unit.worker_fakes import Bench
+
+TASKS = "tests.unit.worker_tasks:"
+
+
+def message(function: str, *args: Any, **more: Any) -> Message:
+    return Message("id-1", TASKS + function, list(args), {}, "q", time.time(), **more)
+
+
+def test_a_result_is_stored_before_the_ack_and_the_lease_ends_with_its_answer() -> None:
+    bench = Bench()
+    bench.outside.hold = True
+    delivery = bench.run(message("add", 2, 3))
+    assert bench.outside.calls == [("put", ("finished", b"5", None, "id-1"))]
+    assert bench.link.marks == [("started", 0), ("ended", 0)]
+    bench.outside.done.pop()(None, None)
+    assert bench.outside.names() == ["put", "ack"]
+    assert delivery.slot >= 0
+    bench.outside.done.pop()(None, None)
+    assert delivery.slot == -1
+    gevent.sleep(0)
+    assert bench.link.released == [0]
+
+
+def test_without_storage_a_finished_task_is_just_acked() -> None:
+    bench = Bench(storage=False)
+    bench.run(message("add", 2, 3))
+    assert bench.outside.names() == ["ack"]
+
+
+def test_states_that_are_not_wanted_are_not_stored() -> None:
+    bench = Bench(store_on_status=["failed"])
+    bench.run(message("add", 2, 3))
+    assert bench.outside.names() == ["ack"]
+    bench.run(message("fail"))
+    assert bench.outside.names() == ["ack", "put", "ack"]
+
+
+def test_states_that_do_not_stay_are_stored_where_they_are_wanted() -> None:
+    bench = Bench(store_on_status=["started", "retrying", "finished", "failed"], retries=1, retry={"first": 0})
+    bench.run(message("fail"))
+    assert [call[1][0] for call in bench.outside.calls if call[0] == "put"] == ["started", "retrying"]
+
+
+def test_an_exception_without_retries_is_stored_and_acked_and_no_dead_letter() -> None:
+    bench = Bench()
+    bench.run(message("fail", "oh"))
+    assert bench.outside.names() == ["put", "ack"]
+    state, _, error, _ = bench.outside.calls[0][1]
+    assert (state, error["type"], error["message"]) == ("failed", "builtins:ValueError", "oh")
+
+
+@pytest.mark.parametrize("function", ["leave"])
+def test_system_exit_fails_the_task(function: str) -> None:
+    bench = Bench()
+    bench.run(message(function))
+    assert bench.outside.names() == ["put", "ack"]
+    assert bench.outside.calls[0][1][2]["type"] == "builtins:SystemExit"
+
+
+def test_a_retry_is_published_before_the_ack() -> None:
+    bench = Bench(retries=2, retry={"first": 10.0, "jitter": 0.0})
+    before = time.time()
+    bench.run(message("fail"))
+    assert bench.outside.names() == ["publish", "ack"]
+    out = bench.outside.calls[0][1]
+    sent = decode(out.data)
+    assert (sent.id, sent.attempt) == ("id-1", 2)
+    assert sent.due_at is not None
+    assert sent.due_at == out.due_at
+    assert before + 10 <= sent.due_at <= time.time() + 10
+
+
+def test_a_retry_that_can_not_be_published_gives_the_delivery_back() -> None:
+    bench = Bench(retries=2)
+    bench.outside.answers["publish"] = BrokerUnavailable("away")
+    delivery = bench.run(message("fail"))
+    assert bench.outside.names() == ["publish", "nack"]
+    assert delivery.slot == -1
+
+
+def test_out_of_retries_is_buried_then_stored_then_acked() -> None:
+    bench = Bench(retries=2)
+    bench.run(message("fail", attempt=3))
+    assert bench.outside.names() == ["put_dead", "put", "ack"]
+    letter = bench.outside.calls[0][1]
+    assert (letter.reason, letter.key) == ("out of retries", "id-1:3")
+    assert b'"attempt":3' in letter.payload
+
+
+def test_a_dead_letter_that_can_not_be_kept_gives_the_delivery_back() -> None:
+    bench = Bench()
+    bench.outside.answers["put_dead"] = StorageRefused("no")
+    bench.run(Message("id-1", "os:system", ["true"]))
+    assert bench.outside.names() == ["put_dead", "nack"]
+
+
+def test_raise_retry_has_no_limit_unless_retries_are_set() -> None:
+    bench = Bench()
+    bench.run(message("again", 5.0, attempt=50))
+    assert bench.outside.names() == ["publish", "ack"]
+    limited = Bench()
+    limited.run(message("again", 5.0, attempt=3, retries=2))
+    assert limited.outside.names() == ["put_dead", "put", "ack"]
+
+
+def test_options_win_over_the_queue() -> None:
+    bench = Bench(retries=5)
+    bench.run(message("fail", retries=0))
+    assert bench.outside.names() == ["put", "ack"]
+
+
+def test_an_undecodable_payload_is_a_dead_letter_with_an_id_of_its_own() -> None:
+    bench = Bench()
+    bench.executor.run(bench.delivery(b"\x00garbage"))
+    assert bench.outside.names() == ["put_dead", "put", "ack"]
+    letter = bench.outside.calls[0][1]
+    assert letter.reason == "undecodable"
+    assert letter.id.startswith("bad-")
+    assert letter.payload == b"\x00garbage"
+
+
+def test_a_newer_wire_version_waits() -> None:
+    bench = Bench()
+    bench.executor.run(bench.delivery(encode(message("add")).replace(b'"v":1', b'"v":9')))
+    assert bench.outside.names() == ["park"]
+
+
+def test_an_unknown_function_waits_and_is_a_dead_letter_after_the_grace() -> None:
+    bench = Bench()
+    bench.run(message("of_tomorrow"))
+    assert bench.outside.names() == ["park"]
+    bench.runtime.unknown_function_grace = 0.0
+    bench.run(message("of_tomorrow"))
+    assert bench.outside.names() == ["park", "put_dead", "put", "ack"]
+    assert bench.outside.calls[1][1].reason == "not found"
+
+
+@pytest.mark.parametrize(
+    "name", ["os:system", "tests.unit.worker_tasks:gevent.sleep", "tests.unit.worker_tasks:TaskInterrupted"]
+)
+def test_what_the_operator_did_not_name_never_runs(name: str) -> None:
+    bench = Bench()
+    bench.run(Message("id-1", name, [0]))
+    assert bench.outside.names() == ["put_dead", "put", "ack"]
+    assert bench.outside.calls[0][1].reason == "not allowed"
+    assert bench.link.marks == []
+
+
+def test_early_is_parked_and_never_longer_than_the_broker_can() -> None:
+    bench = Bench(storage=False)
+    bench.run(message("add", 1, 1, due_at=time.time() + 100))
+    bench.run(message("add", 1, 1, due_at=time.time() + 10_000))
+    assert bench.outside.names() == ["park", "park"]
+    first, second = (seconds for _, seconds in bench.outside.calls)
+    assert 99 < first <= 100
+    assert second == 600.0
+
+
+def test_due_far_away_is_moved_to_the_schedule_before_the_ack() -> None:
+    bench = Bench()
+    due = time.time() + 10_000
+    bench.run(message("add", 1, 1, due_at=due))
+    assert bench.outside.names() == ["schedule", "ack"]
+    item = bench.outside.calls[0][1]
+    assert (item.id, item.due_at, item.queue) == ("id-1:1", due, "q")
+
+
+def test_due_within_a_second_is_held_and_comes_back_when_it_is_due() -> None:
+    bench = Bench()
+    due = time.time() + 0.05
+    delivery = bench.run(message("add", 1, 1, due_at=due))
+    assert bench.outside.names() == []
+    while not bench.again:
+        gevent.sleep(0.005)
+    assert bench.again == [delivery]
+    assert time.time() >= due
+
+
+def test_an_interrupted_task_is_given_back_with_no_attempt_used() -> None:
+    bench = Bench(retries=3)
+    bench.run(message("stopped"))
+    assert bench.outside.names() == ["nack"]
+
+
+def test_a_task_that_killed_its_worker_too_often_is_a_dead_letter() -> None:
+    bench = Bench()
+    strikes = [{"signal": "SIGKILL", "host": "h", "at": 1.0}] * 3
+    bench.run(message("add", 1, 1, strikes=strikes))
+    assert bench.outside.names() == ["put_dead", "put", "ack"]
+    letter = bench.outside.calls[0][1]
+    assert letter.reason == "worker died"
+    assert list(letter.deaths) == strikes
+
+
+def test_only_one_task_with_two_strikes_runs_at_a_time() -> None:
+    bench = Bench()
+    strikes = [{"signal": "SIGKILL", "host": "h", "at": 1.0}] * 2
+    first = gevent.spawn(bench.run, message("sleep", 0.05, strikes=strikes))
+    gevent.sleep(0)
+    bench.run(message("add", 1, 1, strikes=strikes))
+    assert bench.outside.names() == ["park"]
+    bench.run(message("add", 1, 1, strikes=strikes[:1]))
+    assert bench.outside.names() == ["park", "put", "ack"]
+    first.join()
+    bench.run(message("add", 1, 1, strikes=strikes))
+    assert bench.outside.names()[-2:] == ["put", "ack"]
+
+
+def test_a_result_that_can_not_be_said_fails_the_task() -> None:
+    bench = Bench()
+    bench.run(message("unsayable"))
+    assert bench.outside.names() == ["put", "ack"]
+    assert bench.outside.calls[0][1][0] == "failed"
+
+
+def test_a_result_that_storage_refuses_fails_the_task() -> None:
+    bench = Bench()
+    bench.outside.hold = True
+    bench.run(message("add", 1, 1))
+    bench.outside.done.pop()(None, StorageRefused("too large"))
+    assert [call[1][0] for call in bench.outside.calls] == ["finished", "failed"]
+    bench.outside.done.pop()(None, None)
+    assert bench.outside.names() == ["put", "put", "ack"]
+
+
+def test_an_ack_that_comes_too_late_releases_all_the_same() -> None:
+    bench = Bench(storage=False)
+    bench.outside.answers["ack"] = LeaseLost("late")
+    delivery = bench.run(message("add", 1, 1))
+    assert delivery.slot == -1
+    assert bench.counters.ack_errors == 1
+
+
+def test_early_ack_is_answered_before_the_start_and_nothing_is_acked_after() -> None:
+    bench = Bench(ack="early")
+    bench.run(message("add", 1, 1))
+    assert bench.outside.names() == ["ack", "put"]
+    assert bench.link.marks == []
+
+
+def test_an_early_ack_that_is_refused_leaves_the_task_to_others() -> None:
+    bench = Bench(ack="early")
+    bench.outside.answers["ack"] = LeaseLost("gone")
+    bench.run(message("add", 1, 1))
+    assert bench.outside.names() == ["ack"]
+
+
+def test_a_broadcast_retry_is_parked_with_its_attempt_remembered() -> None:
+    bench = Bench(broadcast=True, retries=1, retry={"first": 5.0, "jitter": 0.0})
+    bench.run(message("fail"))
+    assert bench.outside.calls == [("park", 5.0)]
+    bench.run(message("attempt"))
+    assert bench.outside.calls[1] == ("put", ("finished", b"2", None, "id-1@host-0"))
+
+
+def test_time_limits_interrupt_what_except_exception_does_not_catch() -> None:
+    bench = Bench(time_limit=0.02)
+    bench.run(message("sleep", 30))
+    state, _, error, _ = bench.outside.calls[0][1]
+    assert state == "failed"
+    assert error["type"] == "psq.errors:TimeLimitExceeded"
+
+
+def test_a_bug_of_ours_gives_the_delivery_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(bench.invocation, "run", broken)
+    bench.run(message("add", 1, 1))
+    assert bench.outside.names() == ["nack"]
+
+
+def test_a_storage_that_is_not_the_senders_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.run(message("add", 1, 1, reply="elsewhere"))
+    assert caplog.text.count("reads results in elsewhere") == 1

@@ -1,0 +1,44 @@
+"""Tasks for the worker's unit tests."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import gevent
+
+import psq
+from psq.errors import TaskInterrupted
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+def fail(text: str = "bad") -> None:
+    raise ValueError(text)
+
+
+def again(delay: float | None = None) -> None:
+    raise psq.Retry(delay=delay)
+
+
+def leave() -> None:
+    sys.exit(1)
+
+
+def stopped() -> None:
+    raise TaskInterrupted
+
+
+def unsayable() -> Any:
+    return object()
+
+
+def attempt() -> int:
+    return psq.current_task.attempt
+
+
+def sleep(seconds: float) -> str:
+    gevent.sleep(seconds)
+    return "slept"
