@@ -116,7 +116,7 @@ def _keep(arguments: list[str], pid_file: str | None, title: str) -> None:
     from psqd.keeper.main import run
 
     worker = [sys.executable, "-m", "psqd.worker", *arguments]
-    sys.exit(run(worker, pid_file=os.path.abspath(pid_file) if pid_file else None, title=title))
+    sys.exit(run(worker, pid_file=os.path.abspath(pid_file) if pid_file else None, title=f"{title}: keeper"))
 
 
 def _print_config(file: str) -> int:

@@ -28,9 +28,11 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 
 def _number(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
-    text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
-    tag = "int" if "." not in text and "e" not in text else "float"
-    return dumper.represent_scalar(f"tag:yaml.org,2002:{tag}", text)
+    if value.is_integer() and abs(value) < 1e15:
+        return dumper.represent_int(int(value))
+    digits, e, exponent = repr(value).partition("e")
+    text = digits if "." in digits else f"{digits}.0"  # without a point YAML 1.1 takes 1e-9 for text
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text + e + exponent)
 
 
 _Dumper.add_representer(str, _text)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from psqd.problems import did_you_mean, shown
@@ -139,6 +139,8 @@ def key(default: Any, description: str, *, unit: str = "", reload: Reload = "liv
         later: The key's feature is not built yet.
     """
     extra: dict[str, Any] = {"unit": unit, "reload": reload, "later": later}
+    if isinstance(default, BaseModel):  # frozen: one for all, not a deep copy for each of a thousand queues
+        return Field(default_factory=lambda: default, description=description, json_schema_extra=extra)
     return Field(default, description=description, json_schema_extra=extra)
 
 

@@ -36,7 +36,7 @@ DEFAULTS = {
 
 
 def _default(name: str, field: Any) -> str:
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if name in DEFAULTS:
         return DEFAULTS[name]
     if value is PydanticUndefined:
