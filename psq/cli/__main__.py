@@ -1,0 +1,5 @@
+"""``python -m psq.cli``."""
+
+from psq.cli.main import main
+
+main()
