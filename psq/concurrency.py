@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Timer", "Waiter", "call_later", "is_patched", "native_thread", "original"]
+__all__ = ["Home", "Timer", "Waiter", "call_later", "is_patched", "native_thread", "original"]
 
 
 def is_patched() -> bool:
@@ -70,6 +70,35 @@ class Waiter:
     def is_set(self) -> bool:
         """True once `set` took effect."""
         return self._event.is_set()
+
+
+class Home:
+    """The hub of the thread that made it: where timers and greenlets of a patched process belong.
+
+    In a process that is not patched, every thread is at home.
+    """
+
+    __slots__ = ("_loop", "_thread_id")
+
+    def __init__(self) -> None:
+        self._loop: Any = None
+        self._thread_id = 0
+        if is_patched():
+            from gevent import get_hub
+
+            self._loop = get_hub().loop
+            self._thread_id = _native_ident()
+
+    def run(self, function: Callable[[], object]) -> None:
+        """Call a function at home: at once where this is it, else soon. Never blocks.
+
+        Args:
+            function: Must neither block nor raise.
+        """
+        if self._loop is None or _native_ident() == self._thread_id:
+            function()
+        else:
+            self._loop.run_callback_threadsafe(function)
 
 
 class Timer(Protocol):

@@ -161,8 +161,8 @@ def _check_function(f: Any) -> str:
         )
     if found is not None and not is_function_of(found, module, name):
         raise FunctionRefused(
-            f"{checked!r} is now of type {type(found).__name__}, which a worker does not run: keep the function under its "
-            "own name (a decorator should return a function made with functools.wraps)"
+            f"{checked!r} is now of type {type(found).__name__}, which a worker does not run: "
+            "keep the function under its own name (a decorator should return a function made with functools.wraps)"
         )
     return checked
 

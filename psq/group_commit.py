@@ -37,11 +37,10 @@ log = logging.getLogger("psq")
 
 
 class _Entry(Generic[T]):
-    __slots__ = ("deadline", "done", "error", "item", "size")
+    __slots__ = ("deadline", "done", "item", "size")
 
     def __init__(self, item: T, size: int, done: Done, deadline: float | None) -> None:
         self.item, self.size, self.done, self.deadline = item, size, done, deadline
-        self.error: Exception | None = None  # of its last request
 
 
 #: Items that are over, each with its result or error.
@@ -69,6 +68,7 @@ class GroupCommit(Generic[T]):
         key: Gives an item's key, where one request may not name a key twice. Two items of one key may
             still be in flight at a time in two requests, where `in_flight` or `hasten` allow two.
         hasten: Seconds after which a request in flight does not hold back the next.
+        longest_pause: Seconds that the pauses grow to.
         clock: Monotonic seconds.
     """
 
@@ -82,11 +82,12 @@ class GroupCommit(Generic[T]):
         transient: Callable[[Exception], bool] = lambda error: False,
         key: Callable[[T], Any] | None = None,
         hasten: float = DEFAULT_HASTEN,
+        longest_pause: float = LONGEST_PAUSE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start, self._transient, self._key, self._hasten = start, transient, key, hasten
         self._max_items, self._max_bytes, self._limit = max_items, max_bytes, in_flight
-        self._clock = clock
+        self._longest_pause, self._clock = longest_pause, clock
         # Native: it guards a few lines that never switch, and native threads of a patched process take it too
         self._lock = original("_thread", "allocate_lock")()
         self._home = Home()
@@ -95,6 +96,7 @@ class GroupCommit(Generic[T]):
         self._flights: dict[int, float] = {}  # number -> when it began
         self._number = 0
         self._failures = 0
+        self._last_error: Exception | None = None  # transient
         self._resume_at = 0.0  # not 0: paused until then
         self._soonest = math.inf  # when the timer that is set looks next
 
@@ -224,7 +226,9 @@ class GroupCommit(Generic[T]):
             ended, again = self._judge(batch, outcome)
             if again:
                 self._waiting.extendleft(reversed(again))
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures, 16)) * random.uniform(0.75, 1.25)
+                pause = min(self._longest_pause, FIRST_PAUSE * 2 ** min(self._failures, 16)) * random.uniform(
+                    0.75, 1.25
+                )
                 self._failures += 1
                 self._resume_at = max(self._resume_at, self._clock() + pause)
                 look_at = self._timer_for(min((e.deadline for e in again if e.deadline is not None), default=math.inf))
@@ -247,8 +251,7 @@ class GroupCommit(Generic[T]):
             return [(entry, result, None) for entry, result in zip(batch, results, strict=True)], []
         if self._is_transient(outcome):
             now = self._clock()
-            for entry in batch:
-                entry.error = outcome
+            self._last_error = outcome
             over = [e for e in batch if e.deadline is not None and now >= e.deadline]
             return [(e, None, outcome) for e in over], [e for e in batch if e.deadline is None or now < e.deadline]
         if len(batch) > 1:
@@ -299,7 +302,7 @@ class GroupCommit(Generic[T]):
                 soonest = math.inf
                 for entry in self._waiting:
                     if entry.deadline is not None and now >= entry.deadline:
-                        ended.append((entry, None, entry.error or self._never_sent()))
+                        ended.append((entry, None, self._last_error))  # why there is a pause
                         continue
                     if entry.deadline is not None:
                         soonest = min(soonest, entry.deadline)
@@ -313,9 +316,3 @@ class GroupCommit(Generic[T]):
             self._look_at(look_at)
         self.kick()
         self._tell(ended)
-
-    def _never_sent(self) -> Exception:
-        """The error of an item whose deadline passed during a pause: that of those that were sent."""
-        return next((entry.error for entry in self._waiting if entry.error is not None), None) or TimeoutError(
-            "the deadline passed before the item could be sent"
-        )
