@@ -114,8 +114,9 @@ class Check:
 
     def _queues(self, config: Config, broker: Broker) -> None:
         """Declare every queue as a start would, but for the copies of broadcast queues: those are the workers' own."""
-        from psq.errors import BrokerUnavailable
+        from psq.errors import BrokerRefused, BrokerUnavailable, ConfigError
 
+        refused: dict[str, list[str]] = {}
         specs = [queue.spec(name) for name, queue in config.queues.items()]
         with ThreadPoolExecutor(TOGETHER, "psqd check") as pool:
             for start in range(0, len(specs), TOGETHER):
@@ -125,10 +126,15 @@ class Check:
                     if isinstance(answer, BrokerUnavailable):
                         self.wrong("broker", f"{broker.url} can't be reached: {_one_line(answer)}")
                         return
-                    if isinstance(answer, BaseException):
-                        self.wrong(f"queues.{spec.name}", f"{type(answer).__name__}: {answer}")
+                    if isinstance(answer, (BrokerRefused, ConfigError)):
+                        refused.setdefault(_one_line(answer), []).append(spec.name)
+                    elif isinstance(answer, BaseException):  # it would say the same of each queue
+                        self.wrong("broker", f"{broker.url}: {type(answer).__name__}: {answer}")
+                        return
                     else:
                         self.warnings += [f"{self.file}: queues.{spec.name}: {_one_line(line)}" for line in answer]
+        for said, names in refused.items():  # what is wrong with all of them is told once
+            self.wrong(f"queues.{names[0]}", said + (f" (and {len(names) - 1:,} more queues)" if names[1:] else ""))
 
     def _declare(self, broker: Broker, spec: QueueSpec) -> list[str] | Exception:
         from psq.errors import BrokerUnavailable
