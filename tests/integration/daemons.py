@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,14 @@ class Psqd:
         fresh.write_text(yaml.safe_dump(document))
         fresh.replace(self.config_path)
 
+    def command(self) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "psqd", "-c", str(self.config_path)]
+
     def start(self, *, wait: bool = True) -> Psqd:
         """Start it, and wait until it is ready."""
         environment = self.site.environment(**self._environment)
-        command = [sys.executable, "-m", "psqd", "-c", str(self.config_path)]
+        command = self.command()
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -125,6 +129,20 @@ class Psqd:
             raise AssertionError(f"{self.name} did not end within {seconds} s; it said:\n{self.log}") from None
 
 
+class Psqworker(Psqd):
+    """One psqworker process."""
+
+    def __init__(self, where: Site, name: str, queue: str, imports: Sequence[str]) -> None:
+        super().__init__(where, name, {}, TEST_BROKER=where.broker, TEST_STORAGE=where.storage or "none")
+        self._queue, self._imports = queue, imports
+
+    def command(self) -> list[str]:
+        """The command line."""
+        options = [part for module in self._imports for part in ("--import", module)]
+        run = "from psqd.cli import psqworker; psqworker()"
+        return [sys.executable, "-c", run, "--path", str(ROOT), *options, self._queue]
+
+
 class Site:
     """A folder, a broker and a storage, a journal, and the daemons that use them."""
 
@@ -148,6 +166,13 @@ class Site:
         self.daemons.append(daemon)
         return daemon
 
+    def worker(self, name: str, queue: str, imports: Sequence[str]) -> Psqworker:
+        """A psqworker, started."""
+        worker = Psqworker(self, name, queue, imports)
+        self.daemons.append(worker)
+        worker.start()
+        return worker
+
     def journal(self, *kinds: str) -> list[list[str]]:
         """Lines of the journal, as words: kind, task id, pid, monotonic time, more."""
         if not self.journal_path.exists():
@@ -165,6 +190,14 @@ class Site:
             lambda: len(self.runs(kind)) >= count,
             seconds,
             lambda: f"{len(self.runs(kind))} of {count} tasks have a {kind!r} line\n" + self.logs(),
+        )
+
+    def wait_runs(self, task_id: str, count: int, seconds: float) -> None:
+        """Wait until a task has so many ``run`` lines."""
+        wait_until(
+            lambda: self.runs()[task_id] >= count,
+            seconds,
+            lambda: f"{self.runs()[task_id]} of {count} runs of {task_id}\n" + self.logs(),
         )
 
     def logs(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -126,3 +127,32 @@ def who() -> dict[str, object]:
         "strikes": len(task.strikes),
         "current_queue": psq.current_queue.name,
     }
+
+
+def context_of_flask() -> str:
+    """What Flask says about the app that runs around this task."""
+    from flask import current_app
+
+    return str(current_app.name)
+
+
+class Traced:
+    """A context that tells the journal when it is entered and left, and with what."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> Traced:
+        journal("enter", self.name)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        journal("leave", self.name, kind.__name__ if kind is not None else "-")
+
+
+def outer_and_inner() -> contextlib.ExitStack:
+    """Two nested contexts."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(Traced("outer"))
+    stack.enter_context(Traced("inner"))
+    return stack
