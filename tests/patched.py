@@ -10,14 +10,14 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import contextlib
+import contextlib  # noqa: E402
 
 with contextlib.suppress(ImportError):
     from grpc.experimental import gevent as grpc_gevent
 
     grpc_gevent.init_gevent()
 
-import pytest
+import pytest  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,182 @@
+"""One native thread per process and file that knows which queues have something.
+
+It sleeps until it is woken, until the next due time or end of a lease, or for a
+quarter of a second; then one query tells about all queues.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from typing import Any, Protocol
+
+from psq.concurrency import native_thread, original
+from psq.sqlite.opening import inode, reader
+from psq.sqlite.statements import json_texts
+from psq.sqlite.wakeup import Bell, Touched
+
+__all__ = ["Watch", "Watched"]
+
+#: Seconds between looks at ``data_version``: what datagrams missed is seen so much later.
+NET = 0.25
+#: Pause after the file could not be read, seconds.
+PAUSE = 1.0
+FOREVER = float("inf")
+
+# One row, so that a thousand queues cost the thread its turn once.
+_QUERY = """SELECT json_group_array(at) FROM (
+    SELECT (SELECT min(visible_at) FROM message WHERE queue = source.value) AS at
+    FROM json_each(?) AS source ORDER BY source.key)"""
+
+
+class Watched(Protocol):
+    """A receiver, as the watcher knows it. All of it is called in native threads and must not block or raise."""
+
+    source: str
+    version: int
+
+    def seen(self, next_at: float, version: int) -> None:
+        """The queue was looked at when `version` was the receiver's: something is there from `next_at` on."""
+
+    def woken(self, at: float) -> None:
+        """Something was committed that may be had from `at` on."""
+
+    def wants(self) -> float:
+        """Unix time when it wants to be called again: what it waits for; infinity for nothing."""
+
+    def due(self, now: float) -> None:
+        """The time that it waited for is there."""
+
+    def failed(self, text: str) -> None:
+        """The file could not be read."""
+
+
+class Watch:
+    """Watches a file for all receivers of this process. `add`, `remove` and `touched` are for any thread.
+
+    Args:
+        path: Of the file.
+
+    Attributes:
+        answered_at: Monotonic instant of the last look that succeeded.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.answered_at = 0.0
+        self.bell = Bell(path)
+        self._lock: Any = original("_thread", "allocate_lock")()
+        self._receivers: dict[str, list[Watched]] = {}
+        self._all: tuple[Watched, ...] = ()
+        self._sources = "[]"
+        self._wake_at = 0.0
+        self._closed = False
+        self.connection: sqlite3.Connection | None = None
+        self._data_version, self._inode = -1, (0, 0)
+        self._ended: Any = original("_thread", "allocate_lock")()
+        self._ended.acquire()
+        self.looks = 0
+        native_thread(self._run)
+
+    def add(self, receiver: Watched) -> None:
+        """Tell this receiver what there is."""
+        with self._lock:
+            self._receivers.setdefault(receiver.source, []).append(receiver)
+            self._index()
+
+    def remove(self, receiver: Watched) -> None:
+        """Forget this receiver. Idempotent."""
+        with self._lock:
+            same = self._receivers.get(receiver.source, [])
+            if receiver in same:
+                same.remove(receiver)
+            if not same:
+                self._receivers.pop(receiver.source, None)
+            self._index()
+
+    def _index(self) -> None:
+        self._all = tuple(receiver for same in self._receivers.values() for receiver in same)
+        self._sources = json_texts(receiver.source for receiver in self._all)
+
+    def touched(self, touched: Touched) -> None:
+        """This process has committed something, or another one says so."""
+        for source, at in touched.items():
+            for receiver in tuple(self._receivers.get(source, ())):
+                receiver.woken(at)
+
+    def wake_at(self, at: float) -> None:
+        """Call `due` of who waits for it, no later than at this unix time. Cheap."""
+        if at < self._wake_at:
+            self._sooner(at)
+            self.bell.ring()
+
+    def _sooner(self, at: float) -> None:
+        with self._lock:
+            self._wake_at = min(self._wake_at, at)
+
+    def close(self) -> None:
+        """End the thread; waits for it, for a second at most."""
+        self._closed = True
+        self.bell.ring()
+        self._ended.acquire(True, 1.0)
+
+    def _run(self) -> None:
+        net_at = 0.0
+        while not self._closed:
+            wait = min(net_at - time.monotonic(), self._wake_at - time.time())
+            news = self.bell.wait(wait)
+            if self._closed:
+                break
+            if news:
+                self.touched(news)
+            now = time.monotonic()
+            if now >= net_at or news is None:
+                net_at = now + NET
+                try:
+                    self._look(everything=news is None)
+                    self.answered_at = now
+                except sqlite3.Error as error:
+                    self._forget()
+                    net_at = now + PAUSE
+                    for receiver in self._all:
+                        receiver.failed(f"{self._path} can't be read: {error}")
+            if time.time() >= self._wake_at:
+                self._due()
+        self._forget()
+        self.bell.close()
+        self._ended.release()
+
+    def _look(self, *, everything: bool) -> None:
+        if self.connection is not None and self._inode != inode(self._path):  # removed or replaced
+            self._forget()
+        if self.connection is None:
+            self.connection = reader(self._path)
+            self._data_version, self._inode = -1, inode(self._path)
+            self.bell.bind()
+        version = self.connection.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._data_version and not everything:
+            return
+        self._data_version = version
+        with self._lock:
+            receivers, sources = self._all, self._sources
+        versions = [receiver.version for receiver in receivers]
+        found = json.loads(self.connection.execute(_QUERY, (sources,)).fetchone()[0])
+        self.looks += 1
+        for receiver, at, known in zip(receivers, found, versions, strict=True):
+            receiver.seen(FOREVER if at is None else at, known)
+        self._due()
+
+    def _due(self) -> None:
+        now = time.time()
+        receivers = self._all
+        self._wake_at = FOREVER  # whoever asks from now on is not forgotten by what follows
+        for receiver in receivers:
+            if receiver.wants() <= now:
+                receiver.due(now)
+        self._sooner(min((receiver.wants() for receiver in receivers), default=FOREVER))
+
+    def _forget(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
