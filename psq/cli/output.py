@@ -61,7 +61,7 @@ def payload_text(payload: bytes) -> str:
         text = payload.decode()
     except UnicodeDecodeError:
         more = f"\n… {len(payload)} bytes in all" if len(payload) > SHOWN_BYTES else ""
-        return payload[:SHOWN_BYTES].hex(" ", 4) + more
+        return payload[:SHOWN_BYTES].hex(" ", -4) + more
     return json_text(text)
 
 

@@ -12,13 +12,13 @@ import os
 import sys
 from types import SimpleNamespace
 
-sys.path[:0] = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(os.path.dirname(__file__)))]
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
-import daemon_standins as standins
 from gevent.fileobject import FileObjectThread
 
 from psqd.worker.logs import setup
 from psqd.worker.web import serve, server
+from tests.unit import daemon_standins as standins
 
 
 def main() -> None:
