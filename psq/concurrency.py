@@ -20,6 +20,9 @@ def is_patched() -> bool:
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
+#: Seconds between wake-ups of a waiter without a timeout, under gevent.
+KEEP_ALIVE = 60.0
+
 
 class Waiter:
     """A one-shot that any native thread may set, and that a thread or a greenlet waits for.
@@ -65,7 +68,12 @@ class Waiter:
         Returns:
             True if it was set, False if the time ran out.
         """
-        return self._event.wait(timeout)
+        if timeout is not None or self._loop is None:
+            return self._event.wait(timeout)
+        # A hub that waits for a native thread alone has nothing to do, and would end with LoopExit: a timer is something.
+        while not self._event.wait(KEEP_ALIVE):
+            pass
+        return True
 
     def is_set(self) -> bool:
         """True once `set` took effect."""
