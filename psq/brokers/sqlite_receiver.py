@@ -31,6 +31,9 @@ class SQLiteReceiver(Receiver):
         version: Grows with each piece of news, so that an older look does not undo a newer one.
     """
 
+    #: The watcher looks every 250 ms; a loaded machine may be late.
+    poll_seconds = 5.0
+
     def __init__(
         self,
         handle: Handle,

@@ -21,6 +21,8 @@ __all__ = ["ConsumerView", "DaemonView", "not_ready", "process_figures", "ready"
 
 #: Queues between two calls of `pause` in `snapshot`.
 CHUNK = 50
+#: Seconds without an answer after which failing receives, none of which is out, make a queue not ready.
+PATIENCE = 10.0
 
 
 class ConfigView(Protocol):
@@ -157,9 +159,10 @@ class DaemonView(Protocol):
 def not_ready(consumer: ConsumerView, now: float) -> str:
     """Why a queue is not served right now, "" where it is.
 
-    It is served while its receives are *answered*: an answer is younger than twice
-    the time that the longest one takes. A queue whose slots are all taken asks for
-    nothing, and is served.
+    It is served while its receives are *answered*: an answer, or the sending of the
+    receive that is out, is younger than twice the time that the longest one takes.
+    A queue whose slots are all taken asks for nothing, and is served. One that has
+    just been declared is served while its first receive is out.
 
     Args:
         consumer: The queue's.
@@ -172,14 +175,16 @@ def not_ready(consumer: ConsumerView, now: float) -> str:
     receiver = consumer.receiver
     if receiver is None:
         return "it receives nothing"
-    trouble = f": {redact(receiver.error)}" if receiver.error else ""
     if not receiver.requests and consumer.held >= consumer.concurrency:
         return ""
-    if not receiver.answered_at:
-        return f"no receive was answered yet{trouble}"
+    trouble = redact(receiver.error)
     silent = now - max(receiver.answered_at, receiver.asked_at)
+    if not receiver.answered_at and (trouble or not receiver.asked_at):
+        return f"no receive was answered yet{': ' * bool(trouble)}{trouble}"
+    if trouble and not receiver.requests and now - receiver.answered_at > PATIENCE:
+        return f"receives fail: {trouble}"
     if silent > 2 * receiver.poll_seconds:
-        return f"no receive was answered for {silent:.0f} s{trouble}"
+        return f"no receive was answered for {silent:.0f} s{': ' * bool(trouble)}{trouble}"
     return ""
 
 

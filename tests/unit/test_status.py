@@ -29,6 +29,11 @@ def receiver(**values: object) -> Receiver:
         ({"answered_at": NOW - 9_000, "asked_at": NOW - 5}, ""),  # it was full for hours and has just asked again
         ({"answered_at": NOW - 9_000, "asked_at": NOW - 130}, "no receive was answered for 130 s"),
         ({"answered_at": 0.0}, "no receive was answered yet"),
+        ({"answered_at": 0.0, "asked_at": NOW - 1}, ""),  # it has just been declared, and its first poll is out
+        ({"answered_at": 0.0, "asked_at": NOW - 1, "error": "denied"}, "no receive was answered yet: denied"),
+        ({"answered_at": NOW - 11, "requests": 0, "error": "is gone"}, "receives fail: is gone"),
+        ({"answered_at": NOW - 9, "requests": 0, "error": "UNAVAILABLE"}, ""),
+        ({"answered_at": NOW - 50, "asked_at": NOW - 1, "error": "UNAVAILABLE"}, ""),  # it tries again
         ({"answered_at": 0.0, "error": "at redis://u:hunter2@h"}, "no receive was answered yet: at redis://***@h"),
         ({"answered_at": NOW - 3, "poll_seconds": 0.25}, "no receive was answered for 3 s"),
     ],
