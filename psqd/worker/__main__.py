@@ -7,8 +7,6 @@ import sys
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 if "grpc" in sys.modules:
     sys.exit("psqd: grpc was imported before gevent patched it (sitecustomize, a .pth file?): it would stop the hub")
-        "psqd: grpc was imported before gevent's patching (by sitecustomize or a .pth file?): it would stop the hub"
-    )
 
 from gevent import config as gevent_config
 from gevent import monkey

@@ -115,6 +115,7 @@ class Invocation:
 
     def _asked_again(self, message: Message, task: TaskContext, resolved: Resolved, error: Retry) -> Outcome:
         """`raise Retry`: again, with no limit unless retries were set somewhere."""
+        _trim(error)
         options = resolved.options
         policy = self.policy(message, resolved)
         limited = (
@@ -130,9 +131,19 @@ class Invocation:
         return Retried(max(0.0, delay), error_document(error))
 
     def _raised(self, message: Message, task: TaskContext, resolved: Resolved, error: BaseException) -> Outcome:
+        _trim(error)
         document = error_document(error)
         policy = self.policy(message, resolved)
         delay = policy.decide(task.attempt, error)
         if delay is None:
             return Failed(document, out_of_retries=task.attempt > 1)
         return Retried(delay, document)
+
+
+def _trim(error: BaseException) -> None:
+    """Take our own frames off the top of a task's traceback: people look for theirs."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    if trace is not None:
+        error.__traceback__ = trace
