@@ -86,7 +86,7 @@ class SQLiteBroker(Broker):
                 "the first a letter or digit"
             )
         if name.endswith(("-dead", "-shared")):
-            raise ConfigError(f"{name!r} can't be the name of a queue: those that end in -dead or -shared are psq's own")
+            raise ConfigError(f"{name!r} can't be the name of a queue: what ends in -dead or -shared is psq's own")
 
     def publish(self, message: Outgoing, done: Done, *, timeout: float = 10.0) -> None:
         """As the seam says."""

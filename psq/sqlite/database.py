@@ -157,7 +157,7 @@ class Handle:
 
     def __init__(self, path: str, synchronous: str, owner: Any, kinds: Kinds) -> None:
         self.path, self.kinds = path, kinds
-        self._synchronous, self._owner = synchronous, owner
+        self._synchronous = synchronous
         self._database: Database | None = None
         self._generation = -1
         self.outbox = Outbox(lambda: owner.dispatch)
@@ -178,7 +178,7 @@ class Handle:
                 database = _databases[self.path] = Database(self.path, self._synchronous)
             database.users += 1
             if self._generation != _generation and self._generation >= 0:
-                self.outbox = Outbox(lambda: self._owner.dispatch)  # the parent's callbacks are the parent's
+                self.outbox.clear()  # the parent's callbacks are the parent's
             database.writer.outboxes = (*database.writer.outboxes, self.outbox)
             self._database, self._generation = database, _generation
             return database

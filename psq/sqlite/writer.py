@@ -87,6 +87,10 @@ class Outbox:
         """Call it after this commit. Only in the writer's thread."""
         self._calls.append((done, result, error))
 
+    def clear(self) -> None:
+        """Forget what was added (in a forked child)."""
+        self._calls = []
+
     def flush(self) -> None:
         """Run what was added. Only in the writer's thread."""
         if self._calls:

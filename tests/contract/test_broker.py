@@ -511,7 +511,7 @@ def test_the_lease_spec_is_json(place: BrokerPlace) -> None:
 def test_dead_letters_are_kept_listed_shown_and_deleted(place: BrokerPlace) -> None:
     dead = place.open().dead_letters()
     letters = [
-        DeadLetter(f"t{i}", 1, queue, "m:f", "out of retries", b'{"v":1}', "ValueError: no", "Traceback…", 5.0, 1e9 + i)
+        DeadLetter(f"t{i}", 1, queue, "m:f", "out of retries", b"{}", "E: no", "Traceback…", 5.0, 1e9 + i, deaths=[])
         for i, queue in enumerate(("one", "two", "one"))
     ]
     for letter in letters:
