@@ -20,13 +20,13 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from psq.concurrency import Waiter, is_patched
 from psq.errors import BrokerRefused, MissingDependency, PsqError
+from psq.fork import reset_after_fork
 from psq.google.errors import CallError, error_of
 
 __all__ = ["Call", "CallDone", "Channel", "Method", "Target", "connections_for", "load_grpc"]
@@ -103,7 +103,7 @@ def connections_for(queues: int, hot: int | None = None) -> int:
     return (queues + 15 * hot + 100) // STREAMS_PER_CONNECTION + 2
 
 
-_loading = threading.Lock()
+_loading = threading.RLock()
 _grpc: Any = None
 
 
@@ -186,9 +186,10 @@ class Channel:
         self._credentials: Any = None
         self._token_thrown_at = 0.0
         self._closed = False
+        self._pid = os.getpid()
         self._numbers = itertools.count()
         self._flights: dict[int, float] = {}  # number -> monotonic instant when it is overdue
-        _channels.add(self)
+        reset_after_fork(self)
 
     def __len__(self) -> int:
         """Calls in flight."""
@@ -246,6 +247,8 @@ class Channel:
         self._flights[number] = time.monotonic() + timeout + OVERDUE
 
         def finished(call: Any) -> None:
+            if os.getpid() != self._pid:
+                return  # a call of the parent, which gRPC ends in its forked children
             self._flights.pop(number, None)
             try:
                 self._finished(call, channel, done)
@@ -402,8 +405,9 @@ class Channel:
     def reset_after_fork(self) -> None:
         """In a forked child: forget the parent's channel, without touching it."""
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         if self._channel is not None:
-            _left_alone.append(self._channel)  # closing it here would wait for threads that do not exist
+            _left_alone.append(self._channel)
         self._channel = None
         self._methods = {}
         self._flights = {}
@@ -469,16 +473,5 @@ def _connected(channel: Any) -> bool:
     return bool(state == 2)  # READY
 
 
-_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+#: Channels of the parents of this process: letting go of one would wait for threads that do not exist here.
 _left_alone: list[Any] = []
-
-
-def _after_fork() -> None:
-    global _loading
-    _loading = threading.Lock()
-    for channel in list(_channels):
-        channel.reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

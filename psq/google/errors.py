@@ -117,6 +117,8 @@ def broker_error(error: Exception, what: str) -> PsqError:
         if error.transient and error.code != "UNAUTHENTICATED":
             return BrokerUnavailable(text)
         return BrokerRefused(text)
+    if isinstance(error, TimeoutError):
+        return BrokerUnavailable(f"{what}: {error}")
     return BrokerRefused(f"{what}: {type(error).__name__}: {error}")
 
 
@@ -124,12 +126,12 @@ def publish_error(error: Exception, what: str, *, task_id: str | None, maybe_sen
     """What a publish ends with.
 
     Args:
-        error: The last request's error.
+        error: The last request's error; a TimeoutError where the time was over before there was another.
         what: What was being done, for the text.
         task_id: The task, or None.
-        maybe_sent: An earlier request with this task may have been accepted.
+        maybe_sent: One of the requests with this task may have been accepted.
     """
-    if isinstance(error, CallError) and error.transient and (maybe_sent or error.sent):
+    if maybe_sent and (isinstance(error, TimeoutError) or is_transient(error)):
         text = f"{what}: no answer ({error}); it may have been accepted: enqueue again with the same task id"
         return PublishUnknown(text, task_id=task_id)
     return broker_error(error, what)

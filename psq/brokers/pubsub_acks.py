@@ -1,0 +1,138 @@
+"""Acks, nacks and parking: group commit per subscription and length."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from psq.brokers import pubsub_wire as wire
+from psq.brokers.base import Delivery
+from psq.google.channel import Channel
+from psq.google.errors import broker_error, is_transient
+from psq.group_commit import Done, Finish, GroupCommit
+
+__all__ = ["Acks"]
+
+#: Limits of one ack or modack (Pub/Sub's documentation): ids, and bytes of the request.
+MAX_KEYS, MAX_BYTES = 1000, 512 * 1024 - 4096
+#: Seconds for one request.
+CALL_TIMEOUT = 20.0
+#: `seconds` of an ack, which is no modack.
+ACK = -1
+
+_Key = tuple[str, int]
+
+
+class Acks:
+    """Ends leases. Safe from any thread and greenlet; nothing blocks, and what is transient is repeated.
+
+    Args:
+        channel: The service's channel.
+        post: ``post(function, *args)`` runs a callback.
+
+    Attributes:
+        requests: Requests so far.
+    """
+
+    def __init__(self, channel: Channel, post: Callable[..., None]) -> None:
+        self._channel, self._post = channel, post
+        self._lock = threading.Lock()
+        self._groups: dict[_Key, GroupCommit[str]] = {}
+        self.requests = 0
+
+    def ack(self, subscription: str, delivery: Delivery, done: Done) -> None:
+        """Done with it. See `Broker.ack`."""
+        key = delivery.lease_key
+        post = self._post
+
+        def ended(result: Any, error: Exception | None) -> None:
+            post(done, None, _translated(result, error, "acking on", subscription))
+
+        self._group((subscription, ACK)).add(key, len(key) + 4, ended)
+
+    def modify(self, subscription: str, deliveries: Sequence[Delivery], seconds: float, done: Done) -> None:
+        """Give deliveries back after a pause, 0 for at once. See `Broker.park`."""
+        whole = min(600, max(0, math.ceil(seconds)))  # never before its time
+        group = self._group((subscription, whole))
+        together = _Together(len(deliveries), lambda error: self._post(done, None, error))
+
+        def ended(result: Any, error: Exception | None) -> None:
+            together.ended(_translated(result, error, "giving back on", subscription))
+
+        for delivery in deliveries:
+            group.add(delivery.lease_key, len(delivery.lease_key) + 4, ended)
+
+    def _group(self, key: _Key) -> GroupCommit[str]:
+        group = self._groups.get(key)
+        if group is None:
+            with self._lock:
+                group = self._groups.get(key)
+                if group is None:
+                    group = self._groups[key] = GroupCommit(
+                        self._starter(*key), max_items=MAX_KEYS, max_bytes=MAX_BYTES, transient=is_transient
+                    )
+        return group
+
+    def _starter(self, subscription: str, seconds: int) -> Callable[[Sequence[str], Finish], None]:
+        metadata = wire.routing("subscription", subscription)
+
+        def start(keys: Sequence[str], finish: Finish) -> None:
+            if seconds == ACK:
+                method, request = wire.ACKNOWLEDGE, wire.AcknowledgeRequest(subscription=subscription, ack_ids=keys)
+            else:
+                method = wire.MODIFY_ACK_DEADLINE
+                request = wire.ModifyAckDeadlineRequest(
+                    subscription=subscription, ack_ids=keys, ack_deadline_seconds=seconds
+                )
+            self.requests += 1
+
+            def done(response: Any, error: Exception | None) -> None:
+                if error is not None and getattr(error, "code", "") in ("NOT_FOUND", "PERMISSION_DENIED"):
+                    finish([error] * len(keys))  # the same for all: nothing to bisect
+                else:
+                    finish(error)
+
+            self._channel.start(method, request, CALL_TIMEOUT, done, metadata=metadata)
+
+        return start
+
+    def kick(self) -> None:
+        """Start requests that a stuck one holds back; forget lengths that are not used any more."""
+        for key, group in list(self._groups.items()):
+            if len(group):
+                group.kick()
+            elif key[1] > 0 and group.idle():  # each length of a pause has a group of its own
+                with self._lock:
+                    if group.idle():
+                        self._groups.pop(key, None)
+
+    def idle(self) -> bool:
+        """True when nothing waits and nothing is in flight."""
+        return all(group.idle() for group in list(self._groups.values()))
+
+
+def _translated(result: Any, error: Exception | None, what: str, subscription: str) -> Exception | None:
+    error = error or result  # an error that all items of a request share comes as their results
+    return broker_error(error, f"{what} {subscription}") if error is not None else None
+
+
+class _Together:
+    """Counts the ends of several items; reports once, with the first error."""
+
+    def __init__(self, count: int, report: Callable[[Exception | None], None]) -> None:
+        self._left, self._report = count, report
+        self._error: Exception | None = None
+        self._lock = threading.Lock()
+        if not count:
+            report(None)
+
+    def ended(self, error: Exception | None) -> None:
+        """One more has ended."""
+        with self._lock:
+            self._error = self._error or error
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self._report(self._error)

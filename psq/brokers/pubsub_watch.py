@@ -1,0 +1,166 @@
+"""While nothing comes: is the subscription still there, and is the connection still alive?"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from psq.brokers import pubsub_wire as wire
+from psq.brokers.pubsub_admin import Admin
+from psq.brokers.pubsub_advice import DELETED_TOPIC
+from psq.brokers.pubsub_receiver import PubSubReceiver
+from psq.concurrency import call_later
+from psq.google.channel import Channel
+from psq.google.errors import CallError
+
+__all__ = ["Watch"]
+
+#: Seconds without a message after which a subscription is looked at, and again after as long.
+LOOK_AFTER = 30.0
+#: Looks a second of one process: the quota of administrative calls is shared with the whole project.
+LOOKS_A_SECOND = 5
+#: Seconds for one look.
+LOOK_TIMEOUT = 10.0
+#: Pauses between attempts to mend a subscription, seconds.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+
+log = logging.getLogger("psq")
+
+
+class Watch:
+    """Looks at idle subscriptions, mends those that were lost, and has the channel made anew when it is stuck.
+
+    A long poll on an empty queue ends at its own timeout, which no server is
+    needed for. So where nothing else was heard meanwhile, a look at the
+    subscription is the sign of life: any answer to it, even a refusal.
+
+    Args:
+        channel: The service's channel.
+        admin: Looks and mends.
+    """
+
+    def __init__(self, channel: Channel, admin: Admin) -> None:
+        self._channel, self._admin = channel, admin
+        self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._probing: list[PubSubReceiver] = []
+        self._renewed_at = time.monotonic()
+        self._may_look = True
+        self._closed = False
+
+    def add(self, receiver: PubSubReceiver) -> None:
+        """Watch a receiver, for as long as somebody has it."""
+        self._receivers.add(receiver)
+
+    def close(self) -> None:
+        """Mend nothing any more."""
+        self._closed = True
+
+    # called every second
+
+    def tick(self) -> None:
+        """Never blocks."""
+        now = time.monotonic()
+        receivers = [one for one in list(self._receivers) if one.requests]
+        self._unstick(receivers, now)
+        if not self._may_look:
+            return
+        idle = [one for one in receivers if now - max(one.looked_at, one.messages_at) > LOOK_AFTER]
+        idle.sort(key=lambda one: one.looked_at)
+        for receiver in idle[:LOOKS_A_SECOND]:
+            self._look(receiver, lambda _: None)
+
+    def _unstick(self, receivers: list[PubSubReceiver], now: float) -> None:
+        overdue = self._channel.overdue(now)
+        if overdue:
+            self._renew(f"{overdue} calls did not end at their own timeouts", now)
+            return
+        if not receivers:
+            return
+        # All that waits has waited for twice a poll, and nothing at all was heard.
+        silent = now - max(self._channel.answered_at, self._renewed_at, *(one.started_at for one in receivers))
+        if silent > 2 * max(one.poll_seconds for one in receivers):
+            self._renew(f"no answer for {silent:.0f} s", now)
+
+    def _renew(self, reason: str, now: float) -> None:
+        self._renewed_at = now
+        self._channel.renew(reason)
+
+    # signs of life
+
+    def probe(self, receiver: PubSubReceiver) -> None:
+        """A poll ended at its own timeout: ask the server for a sign of life. One look at a time serves all."""
+        with self._lock:
+            self._probing.append(receiver)
+            if len(self._probing) > 1:
+                return
+
+        def answered(alive: bool) -> None:
+            with self._lock:
+                waiting, self._probing = self._probing, []
+            if alive:
+                for one in waiting:
+                    one.alive()
+
+        self._look(receiver, answered)
+
+    def _look(self, receiver: PubSubReceiver, answered: Callable[[bool], None]) -> None:
+        receiver.looked_at = time.monotonic()
+        name = receiver.subscription
+
+        def done(found: Any, error: CallError | None) -> None:
+            answered(error is None or error.from_server)
+            if error is not None:
+                if error.code == "PERMISSION_DENIED":
+                    self._may_look = False
+                elif error.code == "NOT_FOUND":
+                    self.mend(receiver)
+            elif found.topic == DELETED_TOPIC:
+                self.mend(receiver)
+
+        request = wire.GetSubscriptionRequest(subscription=name)
+        self._channel.start(
+            wire.GET_SUBSCRIPTION, request, LOOK_TIMEOUT, done, metadata=wire.routing("subscription", name)
+        )
+
+    # mending
+
+    def mend(self, receiver: PubSubReceiver) -> None:
+        """Make a subscription anew that is gone, or whose topic is; in a thread or greenlet, until it works."""
+        if receiver.mending or self._closed:
+            return
+        receiver.mending = True
+        receiver.error = f"{receiver.subscription} is gone"
+        log.warning("%s, or its topic, was deleted", receiver.subscription)
+        self._try(receiver, 0.0)
+
+    def _try(self, receiver: PubSubReceiver, pause: float) -> None:
+        def work() -> None:
+            if self._closed or receiver.is_stopping:
+                receiver.mending = False
+                return
+            try:
+                self._admin.declare(receiver.queue)
+            except Exception as error:
+                receiver.error = str(error)
+                log.error("%s can't be made anew yet: %s", receiver.subscription, error)
+                call_later(pause * random.uniform(0.8, 1.2), lambda: self._try(receiver, min(LONGEST_PAUSE, pause * 2)))
+            else:
+                log.warning("%s is there again", receiver.subscription)
+                receiver.mending = False
+                receiver.resume()
+
+        call_later(pause * random.uniform(0.8, 1.2), work)  # it blocks: in a thread, or a greenlet
+
+    @staticmethod
+    def quietly(function: Callable[[], None]) -> None:
+        """Call something that must not stop what comes after it."""
+        try:
+            function()
+        except Exception as error:
+            log.warning("%s", error)

@@ -1,0 +1,90 @@
+"""Pub/Sub on the wire: raw protobuf messages and methods; no proto-plus, which costs more than the call itself.
+
+Importing this loads Google's client library.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from psq.errors import MissingDependency
+from psq.google.channel import Method, load_grpc
+
+load_grpc()  # before Google's library imports it: in a patched process the order matters
+
+try:
+    from google.protobuf import empty_pb2
+    from google.pubsub_v1 import types
+except ImportError as error:
+    raise MissingDependency("Pub/Sub needs Google's client library: pip install google-cloud-pubsub") from error
+
+__all__ = [
+    "ACKNOWLEDGE",
+    "CREATE_SUBSCRIPTION",
+    "CREATE_TOPIC",
+    "DELETE_SUBSCRIPTION",
+    "GET_SUBSCRIPTION",
+    "LIST_SUBSCRIPTIONS",
+    "MODIFY_ACK_DEADLINE",
+    "PUBLISH",
+    "PULL",
+    "UPDATE_SUBSCRIPTION",
+    "AcknowledgeRequest",
+    "DeleteSubscriptionRequest",
+    "GetSubscriptionRequest",
+    "ListSubscriptionsRequest",
+    "ModifyAckDeadlineRequest",
+    "PublishRequest",
+    "PubsubMessage",
+    "PullRequest",
+    "Subscription",
+    "Topic",
+    "UpdateSubscriptionRequest",
+    "routing",
+]
+
+
+def _pb(name: str) -> Any:
+    return getattr(types, name).pb()
+
+
+AcknowledgeRequest = _pb("AcknowledgeRequest")
+DeleteSubscriptionRequest = _pb("DeleteSubscriptionRequest")
+GetSubscriptionRequest = _pb("GetSubscriptionRequest")
+ListSubscriptionsRequest = _pb("ListSubscriptionsRequest")
+ModifyAckDeadlineRequest = _pb("ModifyAckDeadlineRequest")
+PublishRequest = _pb("PublishRequest")
+PubsubMessage = _pb("PubsubMessage")
+PullRequest = _pb("PullRequest")
+Subscription = _pb("Subscription")
+Topic = _pb("Topic")
+UpdateSubscriptionRequest = _pb("UpdateSubscriptionRequest")
+
+
+def _method(service: str, name: str, request: Any, response: Any) -> Method:
+    return Method(f"/google.pubsub.v1.{service}/{name}", request.SerializeToString, response.FromString)
+
+
+PUBLISH = _method("Publisher", "Publish", PublishRequest, _pb("PublishResponse"))
+CREATE_TOPIC = _method("Publisher", "CreateTopic", Topic, Topic)
+PULL = _method("Subscriber", "Pull", PullRequest, _pb("PullResponse"))
+ACKNOWLEDGE = _method("Subscriber", "Acknowledge", AcknowledgeRequest, empty_pb2.Empty)
+MODIFY_ACK_DEADLINE = _method("Subscriber", "ModifyAckDeadline", ModifyAckDeadlineRequest, empty_pb2.Empty)
+CREATE_SUBSCRIPTION = _method("Subscriber", "CreateSubscription", Subscription, Subscription)
+GET_SUBSCRIPTION = _method("Subscriber", "GetSubscription", GetSubscriptionRequest, Subscription)
+UPDATE_SUBSCRIPTION = _method("Subscriber", "UpdateSubscription", UpdateSubscriptionRequest, Subscription)
+DELETE_SUBSCRIPTION = _method("Subscriber", "DeleteSubscription", DeleteSubscriptionRequest, empty_pb2.Empty)
+LIST_SUBSCRIPTIONS = _method(
+    "Subscriber", "ListSubscriptions", ListSubscriptionsRequest, _pb("ListSubscriptionsResponse")
+)
+
+
+def routing(field: str, name: str) -> tuple[tuple[str, str], ...]:
+    """The header by which Google's front routes a request.
+
+    Args:
+        field: The request's field that names the resource, ``topic``.
+        name: Its full name.
+    """
+    return (("x-goog-request-params", f"{field}={quote(name, safe='')}"),)
