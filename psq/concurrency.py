@@ -20,6 +20,7 @@ def is_patched() -> bool:
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
+
 #: Seconds between wake-ups of a waiter without a timeout, under gevent.
 KEEP_ALIVE = 60.0
 

@@ -12,7 +12,7 @@ from psq.errors import MessageInvalid
 from psq.message import attributes, decode, encode
 from psq.storages.base import Storage
 
-__all__ = ["Requeued", "another_run", "dead_letters", "requeue"]
+__all__ = ["Requeued", "another_run", "dead_letters", "find", "requeue"]
 
 #: Dead letters that are published at a time, and the bytes of their payloads: what a requeue holds in memory.
 WINDOW, WINDOW_BYTES = 200, 16 * 1024 * 1024
@@ -29,6 +29,26 @@ def dead_letters(broker: Broker, storage: Storage | None) -> DeadLetters:
     if storage is not None and storage.can_list:
         return storage
     return broker.dead_letters()
+
+
+def find(place: DeadLetters, ids: Sequence[str], queue: str | None = None) -> dict[str, list[DeadLetter]]:
+    """Dead letters by key or task id, in one pass where each look-up reads all of the place. Blocking.
+
+    Args:
+        place: Where they are kept.
+        ids: Keys (``id:attempt``) or task ids.
+        queue: Only those of this queue.
+
+    Returns:
+        What was found for each id, [] for nothing.
+    """
+    if isinstance(place, Storage):
+        return {id: [letter for letter in place.get_dead(id) if queue in (None, letter.queue)] for id in ids}
+    found: dict[str, list[DeadLetter]] = {id: [] for id in ids}
+    for letter in place.list_dead(queue):
+        for id in {letter.id, letter.key} & found.keys():
+            found[id].append(letter)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import click
 from psq.brokers.base import DeadLetter
 from psq.cli.output import indented, instant, payload_text, printable, table, times, write_json
 from psq.cli.places import NOT_DONE, Places, with_places
-from psq.dead import Requeued, requeue
+from psq.dead import Requeued, find, requeue
 from psq.errors import MessageInvalid, PublishUnknown
 from psq.message import decode
 
@@ -57,8 +57,7 @@ def list_dead(places: Places, queue: str | None, reason: str | None, limit: int,
 @with_places
 def show(places: Places, ids: tuple[str, ...], as_json: bool, raw: bool) -> None:
     """Show dead letters with payload and traceback, by task id or by the ID of the list."""
-    place = places.dead
-    found = {id: place.get_dead(id) for id in ids}
+    found = find(places.dead, ids)
     letters = [letter for each in found.values() for letter in each]
     if raw:
         if len(letters) != 1:
@@ -102,8 +101,7 @@ def requeue_dead(
     place, unknown = places.dead, []
     if ids:
         letters: list[DeadLetter] = []
-        for id in dict.fromkeys(ids):
-            found = [letter for letter in place.get_dead(id) if queue in (None, letter.queue)]
+        for id, found in find(place, ids, queue).items():
             if not found:
                 unknown.append(id)
             letters += found if len(found) < 2 else _newest(id, found)

@@ -160,7 +160,7 @@ def test_requeue_of_ids_in_another_queue_is_refused(bench: Bench) -> None:
 def test_requeue_of_a_task_with_several_dead_attempts_takes_the_newest(bench: Bench) -> None:
     bench.put(letter("aa", 1, died_at=1.0), letter("aa", 2, died_at=5.0), letter("aa", 4, died_at=3.0))
     result = bench.run("dead", "requeue", "aa")
-    assert result.stderr == "aa: aa:2 is the newest; aa:1, aa:4 stay as they are\n"
+    assert result.stderr == "aa: aa:2 is the newest; aa:4, aa:1 stay as they are\n"
     assert bench.broker.events == ["published aa", "deleted aa:2"]
     assert bench.run("dead", "requeue", "aa:4").exit_code == 0
 
