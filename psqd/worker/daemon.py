@@ -15,6 +15,7 @@ from gevent.queue import SimpleQueue
 
 from psq.brokers.base import Broker
 from psq.dead import dead_letters
+from psq.errors import ConfigError
 from psq.functions import Allowed
 from psq.storages.base import Storage
 from psqd.config import Config, QueueConfig
@@ -125,10 +126,10 @@ class Daemon:
         self.tell_keeper(self.config)
         for service in self.services:
             service.start()
+        self.serve_http(self.config)  # its port may be taken: before anything is received
         for name in self.config.queues:
             self.consumers[name] = self.make_consumer(self.config, name)
             self.consumers[name].start()
-        self.serve_http(self.config)
         gevent.spawn(self._first_declared).name = "psqd start"
         while True:
             message = self._commands.get()
@@ -183,14 +184,21 @@ class Daemon:
 
     def serve_http(self, config: Config) -> None:
         """Start, stop or move the HTTP server, as the config says."""
-        if self.web is not None:
-            self.web.stop(1.0)
-            self.web = None
+        old, self.web = self.web, None
+        if old is not None:
+            old.stop(1.0)
         if config.http is not None:
             from psqd.worker.web import serve
 
-            self.web = serve(self, config.http)
-            self.web.start()
+            new = serve(self, config.http)
+            try:
+                new.start()
+            except ConfigError:
+                if old is not None:  # a reload: the old address goes on
+                    old.start()
+                    self.web = old
+                raise
+            self.web = new
 
     # while it runs
 

@@ -32,4 +32,5 @@ def dump_everything(daemon: Daemon) -> None:
         )
     stacks = io.StringIO()
     print_run_info(file=stacks)
-    log.info("held: %d deliveries; stacks:\n%s", len(daemon.runtime.held), stacks.getvalue())
+    whole = {"psqd_whole": True}  # longer than other lines may be
+    log.info("held: %d deliveries; stacks:\n%s", len(daemon.runtime.held), stacks.getvalue(), extra=whole)

@@ -21,6 +21,8 @@ __all__ = ["JSONLines", "TextLines", "bounded", "printable", "redact"]
 
 #: Most characters of a message, and of a traceback, in a line.
 MAX_MESSAGE, MAX_TRACEBACK = 8_192, 16_384
+#: Most characters of a JSON line; what a logger adds of its own is cut to fit.
+MAX_LINE = 65_536
 
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
 _ESCAPES = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
@@ -89,7 +91,7 @@ class TextLines(logging.Formatter):
         task: Mapping[str, Any] | None = record.__dict__.get("psqd_task")
         if task is not None:
             text = f"{text} {_pairs(task)}"
-        if len(text) > MAX_MESSAGE:
+        if len(text) > MAX_MESSAGE and "psqd_whole" not in record.__dict__:
             text = bounded(text, MAX_MESSAGE)
         if record.exc_info and not record.exc_text:
             record.exc_text = self.formatException(record.exc_info)
@@ -124,7 +126,7 @@ class JSONLines(JsonFormatter):
     """
 
     def __init__(self, pid: int | None = None, worker: str = "") -> None:
-        own = ("time", "level", "logger", "pid", "worker", "traceback", "stack", "psqd_task")
+        own = ("time", "level", "logger", "pid", "worker", "traceback", "stack", "psqd_task", "psqd_whole")
         super().__init__(reserved_attrs=[*RESERVED_ATTRS, *own])
         self._pid = os.getpid() if pid is None else pid
         self._worker = worker
@@ -141,7 +143,8 @@ class JSONLines(JsonFormatter):
         log_data["pid"] = self._pid
         if self._worker:
             log_data["worker"] = self._worker
-        log_data["message"] = bounded(record.message, MAX_MESSAGE)
+        whole = "psqd_whole" in record.__dict__
+        log_data["message"] = record.message if whole else bounded(record.message, MAX_MESSAGE)
         exc_text = message_dict.pop("exc_info", None)
         stack = message_dict.pop("stack_info", None)
         task: Mapping[str, Any] | None = record.__dict__.get("psqd_task")
@@ -162,7 +165,7 @@ class JSONLines(JsonFormatter):
             line = self._encode(log_data)
         except (TypeError, ValueError, RecursionError):
             line = self._plain({key: _text(value) for key, value in log_data.items()})
-        if len(line) > MAX_MESSAGE + 2 * MAX_TRACEBACK:
+        if len(line) > MAX_LINE and len(log_data["message"]) <= MAX_MESSAGE + 100:
             line = self._plain({key: _text(value, 1_000) for key, value in log_data.items() if key != "stack"})
         return redact(line)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import gevent
 from gevent.lock import BoundedSemaphore
 
-from psq.errors import PsqError
+from psq.errors import ConfigError, PsqError
 from psq.functions import Allowed
 from psqd.config import Config
 from psqd.worker.consumer import Consumer
@@ -96,7 +96,12 @@ class Reloader:
         log.info("reloaded: %s", changes.summary())
         for key in changes.restart:
             log.warning("%s needs a restart: the old value stays until then", key)
-        daemon.serve_http(effective) if "http" in changes.settings else None
+        if "http" in changes.settings:
+            try:
+                daemon.serve_http(effective)
+            except ConfigError as error:
+                self.last_error = str(error)
+                log.error("%s; the rest of the reload is in place", error)
 
     def _effective(self, new: Config, changes: Plan) -> Config:
         """The new config, with the old values where a restart is needed."""

@@ -59,7 +59,11 @@ def main(argv: Sequence[str]) -> int:
         _complain(f"psqd: {error}")
         return REFUSED
     get_hub().start_periodic_monitoring_thread()
-    code = Daemon(parts).run()
+    try:
+        code = Daemon(parts).run()
+    except ConfigError as error:  # the port of http.bind is taken
+        log.error("%s", error)
+        code = BAD_CONFIG
     parts.logs.close(1.0)
     _end_in_any_case(code)
     return code

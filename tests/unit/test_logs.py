@@ -161,6 +161,12 @@ def test_a_traceback_keeps_its_end_when_it_is_too_long() -> None:
         assert len(line) < MAX_MESSAGE + MAX_TRACEBACK + 1_000
 
 
+def test_a_dump_that_asks_for_it_is_written_whole() -> None:
+    made = record("stacks:\n%s", "frame\n" * 20_000, psqd_whole=True)
+    assert TextLines(pid=7).format(made).count("frame") == 20_000
+    assert json.loads(JSONLines(pid=7).format(made))["message"].count("frame") == 20_000
+
+
 def test_json_lines_carry_what_the_logger_was_given() -> None:
     line = JSONLines(pid=7, worker="host:7").format(record("hello %s", "you", customer=5, time="not yours"))
     assert json.loads(line) == {
