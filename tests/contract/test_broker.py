@@ -580,10 +580,10 @@ def test_a_forked_child_makes_its_own_connections(place: BrokerPlace) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    publish(broker, outgoing(queue, "parent again"))
+    publish(broker, outgoing(queue, "parent-again"))
     with receiving(broker, queue) as (inbox, _):
         ids = {decode(d.data).id for d in inbox.take(3)}
-        assert ids == {"parent", "child", "parent again"}
+        assert ids == {"parent", "child", "parent-again"}
 
 
 def test_a_waiter_is_woken_from_the_brokers_own_thread(place: BrokerPlace) -> None:
