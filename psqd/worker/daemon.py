@@ -124,9 +124,9 @@ class Daemon:
         )
         self.size_threads(self.config)
         self.tell_keeper(self.config)
+        self.serve_http(self.config)  # its port may be taken: before anything is received
         for service in self.services:
             service.start()
-        self.serve_http(self.config)  # its port may be taken: before anything is received
         for name in self.config.queues:
             self.consumers[name] = self.make_consumer(self.config, name)
             self.consumers[name].start()

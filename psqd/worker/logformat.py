@@ -17,6 +17,8 @@ from typing import Any
 from pythonjsonlogger.core import RESERVED_ATTRS, merge_record_extra
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
+from psq.context import current_task
+
 __all__ = ["JSONLines", "TextLines", "bounded", "printable", "redact"]
 
 #: Most characters of a message, and of a traceback, in a line.
@@ -76,6 +78,8 @@ class _Stamp:
 class TextLines(logging.Formatter):
     """``2026-11-24T22:40:01.123Z INFO  psqd.task[4711] …``; further lines are indented.
 
+    What a task logs itself begins with its id.
+
     Args:
         pid: Process id to show; None: this process's.
     """
@@ -91,6 +95,8 @@ class TextLines(logging.Formatter):
         task: Mapping[str, Any] | None = record.__dict__.get("psqd_task")
         if task is not None:
             text = f"{text} {_pairs(task)}"
+        elif current_task:  # a line that the task itself logs begins with its id, as ours about it do
+            text = f"{printable(current_task.id)} {text}"
         if len(text) > MAX_MESSAGE and "psqd_whole" not in record.__dict__:
             text = bounded(text, MAX_MESSAGE)
         if record.exc_info and not record.exc_text:
@@ -154,6 +160,11 @@ class JSONLines(JsonFormatter):
             merge_record_extra(record, log_data, reserved=self._skip_fields)
             for key, value in message_dict.items():
                 log_data.setdefault(str(key), value)
+            if current_task:
+                log_data.setdefault("task_id", printable(current_task.id))
+                log_data.setdefault("function", printable(current_task.function))
+                log_data.setdefault("queue", current_task.queue)
+                log_data.setdefault("attempt", current_task.attempt)
         if exc_text:
             log_data["traceback"] = bounded(str(exc_text).rstrip(), MAX_TRACEBACK)
         if stack:

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from psq.context import TaskContext, running
 from psq.errors import ConfigError
 from psq.message import Message
 from psqd.worker.logformat import MAX_MESSAGE, MAX_TRACEBACK, JSONLines, TextLines, redact
@@ -55,6 +57,18 @@ def record(
     return made
 
 
+def say_from_inside(message: Message, at: float) -> None:
+    """What the task's own code logs while it runs."""
+
+    def task() -> None:
+        running(TaskContext(message.id, message.function, message.queue, attempt=message.attempt), None)
+        made = record("adding %d", 5)
+        made.created = at
+        logging.getLogger("myapp").handle(made)
+
+    copy_context().run(task)
+
+
 def life_of_a_task(log: TaskLog) -> None:
     """Enqueued, failed once, tried again, finished; another ends as a dead letter."""
     secret = {"url": "redis://bob:hunter2@cache/0"}
@@ -65,6 +79,7 @@ def life_of_a_task(log: TaskLog) -> None:
     log.ended(message, "default", "retrying", 0.0123, 1.5, f"{error}; again in 1 s", trace, logging.WARNING)
     message.attempt = 2
     log.started(message, "default", 0.004)
+    say_from_inside(message, 1_795_560_000.6)
     log.ended(message, "default", "finished", 0.004, 0.25)
     forged = Message(
         "77aa", "evil:f\n2026-11-24T22:40:01.123Z INFO  psqd.task[1] all is well\x1b[2J", [], {}, "default", 100.0
