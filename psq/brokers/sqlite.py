@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from psq.errors import ConfigError, MessageTooLarge
 from psq.group_commit import Done
 from psq.sqlite.database import Handle
 from psq.sqlite.dead import FileDeadLetters
-from psq.sqlite.location import SYNCHRONOUS, check_path, parse_url
+from psq.sqlite.location import check_path, check_synchronous, parse_url, url_of
 from psq.sqlite.members import DaemonSeen, Register, Sweep
 from psq.sqlite.messages import Ack, GiveBack, Publish, member_source
 from psq.sqlite.opening import BROKER
@@ -26,8 +25,6 @@ __all__ = ["SQLiteBroker", "from_url"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+%-]{0,199}")
 #: Seconds between the signs of life of broadcast members.
 MEMBER_BEAT = 600.0
-
-log = logging.getLogger("psq")
 
 
 def from_url(url: str) -> SQLiteBroker:
@@ -61,22 +58,17 @@ class SQLiteBroker(Broker):
     max_park = 366 * 86400.0
 
     def __init__(self, path: str, *, synchronous: str = "FULL") -> None:
-        if synchronous not in SYNCHRONOUS:
-            raise ConfigError(f"synchronous is {synchronous!r}; it can be FULL or NORMAL")
-        self.path = check_path(path)
-        self._synchronous = synchronous
-        self._handle = Handle(self.path, synchronous, self, BROKER)
+        self.path, self._synchronous = check_path(path), check_synchronous(synchronous)
+        self._handle = Handle(self.path, self._synchronous, self, BROKER)
         self._receivers: set[SQLiteReceiver] = set()
         self._members: set[tuple[str, str]] = set()
         self._members_at = 0.0
-        self._seen = self._warned = False
+        self._seen = False
 
     @property
     def url(self) -> str:
         """As the seam says."""
-        from urllib.parse import quote
-
-        return f"sqlite://{quote(self.path)}" + ("" if self._synchronous == "FULL" else "?synchronous=normal")
+        return url_of(self.path, self._synchronous)
 
     def check_queue_name(self, name: str) -> None:
         """As the seam says; the rules are those of Pub/Sub, so that a program can move there."""

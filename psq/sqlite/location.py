@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl
 
 from psq.errors import ConfigError
 
-__all__ = ["check_path", "default_path", "filesystem_of", "parse_url"]
+__all__ = ["check_path", "check_synchronous", "filesystem_of", "parse_url", "url_of"]
 
 #: Where WAL's shared memory is not shared, so that two machines would corrupt the file.
 NETWORK_FILESYSTEMS = frozenset(
@@ -20,37 +20,38 @@ NETWORK_FILESYSTEMS = frozenset(
 SYNCHRONOUS = ("FULL", "NORMAL")
 
 
-def default_path() -> str:
-    """``$XDG_STATE_HOME/psq/psq.db``: the embedded default."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(state, "psq", "psq.db")
-
-
 def parse_url(url: str) -> tuple[str, str]:
     """Path and synchronous mode of ``sqlite:///PATH[?synchronous=normal]``.
-
-    What follows ``sqlite://`` is an absolute path; several slashes are one. Without
-    a path it is the default one.
 
     Raises:
         ConfigError: A relative path or an unknown option; the text has the right spelling.
     """
-    scheme, separator, rest = url.partition("://")
-    if scheme != "sqlite" or not separator:
+    from psq.connect import default_path, sqlite_path
+
+    if not url.startswith("sqlite://"):
         raise ConfigError(f"not an SQLite URL: {url!r}; it looks like sqlite:///var/lib/psq/psq.db")
-    path, _, query = rest.partition("?")
-    path = unquote(path)
     synchronous = "FULL"
-    for key, value in parse_qsl(query, keep_blank_values=True):
+    for key, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
         if key != "synchronous" or value.upper() not in SYNCHRONOUS:
             raise ConfigError(f"{url!r}: {key}={value} is not known; the one option is synchronous=full or =normal")
         synchronous = value.upper()
-    if not path:
-        return default_path(), synchronous
-    if not path.startswith("/"):
-        absolute = os.path.abspath(path)
-        raise ConfigError(f"{url!r}: the path must be absolute; write sqlite://{absolute}")
-    return "/" + path.lstrip("/"), synchronous
+    return sqlite_path(url, default_path()), synchronous
+
+
+def url_of(path: str, synchronous: str) -> str:
+    """The URL that `parse_url` takes apart."""
+    return f"sqlite://{path}" + ("" if synchronous == "FULL" else f"?synchronous={synchronous.lower()}")
+
+
+def check_synchronous(mode: str) -> str:
+    """The mode, if it is one.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if mode not in SYNCHRONOUS:
+        raise ConfigError(f"synchronous is {mode!r}; it can be FULL or NORMAL")
+    return mode
 
 
 def check_path(path: str) -> str:

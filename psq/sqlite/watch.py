@@ -123,7 +123,7 @@ class Watch:
 
     def _run(self) -> None:
         net_at = 0.0
-        while not self._closed:
+        while True:
             wait = min(net_at - time.monotonic(), self._wake_at - time.time())
             news = self.bell.wait(wait)
             if self._closed:
