@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -114,27 +114,39 @@ class Check:
 
     def _queues(self, config: Config, broker: Broker) -> None:
         """Declare every queue as a start would, but for the copies of broadcast queues: those are the workers' own."""
-        from psq.errors import BrokerRefused, BrokerUnavailable, ConfigError
-
         refused: dict[str, list[str]] = {}
         specs = [queue.spec(name) for name, queue in config.queues.items()]
         with ThreadPoolExecutor(TOGETHER, "psqd check") as pool:
             for start in range(0, len(specs), TOGETHER):
                 some = specs[start : start + TOGETHER]
                 waiting = [pool.submit(self._declare, broker, spec) for spec in some]
-                for spec, answer in zip(some, [each.result() for each in waiting], strict=True):
-                    if isinstance(answer, BrokerUnavailable):
-                        self.wrong("broker", f"{broker.url} can't be reached: {_one_line(answer)}")
-                        return
-                    if isinstance(answer, (BrokerRefused, ConfigError)):
-                        refused.setdefault(_one_line(answer), []).append(spec.name)
-                    elif isinstance(answer, BaseException):  # it would say the same of each queue
-                        self.wrong("broker", f"{broker.url}: {type(answer).__name__}: {answer}")
-                        return
-                    else:
-                        self.warnings += [f"{self.file}: queues.{spec.name}: {_one_line(line)}" for line in answer]
+                answers = zip(some, [each.result() for each in waiting], strict=True)
+                if not self._told(broker, answers, refused):
+                    break
         for said, names in refused.items():  # what is wrong with all of them is told once
             self.wrong(f"queues.{names[0]}", said + (f" (and {len(names) - 1:,} more queues)" if names[1:] else ""))
+
+    def _told(
+        self,
+        broker: Broker,
+        answers: Iterable[tuple[QueueSpec, list[str] | Exception]],
+        refused: dict[str, list[str]],
+    ) -> bool:
+        """Sort what the broker said; False where it would say the same of each queue."""
+        from psq.errors import BrokerRefused, BrokerUnavailable, ConfigError
+
+        for spec, answer in answers:
+            if isinstance(answer, list):
+                self.warnings += [f"{self.file}: queues.{spec.name}: {_one_line(line)}" for line in answer]
+            elif isinstance(answer, BrokerUnavailable):
+                self.wrong("broker", f"{broker.url} can't be reached: {answer}")
+                return False
+            elif isinstance(answer, (BrokerRefused, ConfigError)):
+                refused.setdefault(_one_line(answer), []).append(spec.name)
+            else:
+                self.wrong("broker", f"{broker.url}: {type(answer).__name__}: {answer}")
+                return False
+        return True
 
     def _declare(self, broker: Broker, spec: QueueSpec) -> list[str] | Exception:
         from psq.errors import BrokerUnavailable

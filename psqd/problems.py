@@ -31,7 +31,10 @@ class Problem:
     def told(self, file: str) -> str:
         """As a line for people, ``conf/psqd.yaml:6:13: …``."""
         place = f"{file}:{self.line}:{self.column}" if self.line else file
-        return f"{place}: {self.text}" if place else self.text
+        text = self.text
+        if not text.isprintable():  # a value of the file that a hint repeats
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return f"{place}: {text}" if place else text
 
 
 class ConfigProblems(ConfigError):
