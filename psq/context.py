@@ -112,12 +112,15 @@ class _Current:
         return value
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and self._variable.get() is None:  # inspect, doctest, copy ask for such
+        if name.startswith("__") and self._variable.get() is None:  # inspect and doctest ask for such
             raise AttributeError(name)
         return getattr(self._get_current_object(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._get_current_object(), name, value)
+
+    def __reduce__(self) -> str:
+        return str(self._name)  # a copy is this one; so is what another process unpickles
 
     def __bool__(self) -> bool:
         return self._variable.get() is not None

@@ -313,7 +313,7 @@ class Allowed:
 
     def _place_is_under(self, place: str) -> bool:
         place = os.path.realpath(place)
-        if place.startswith(self._library + os.sep):
+        if place.startswith(self._library + os.sep) or not _FOLDERS_OF_OTHERS.isdisjoint(place.split(os.sep)):
             return False
         return any(_is_own(place, folder) for folder in self._under)
 
@@ -323,9 +323,7 @@ def _is_own(place: str, folder: str) -> bool:
         return False
     parts = os.path.relpath(place, folder).split(os.sep)
     for end, part in enumerate(parts, 1):
-        if part.startswith(".") or part in _FOLDERS_OF_OTHERS:
-            return False
-        if os.path.exists(os.path.join(folder, *parts[:end], "pyvenv.cfg")):
+        if part.startswith(".") or os.path.exists(os.path.join(folder, *parts[:end], "pyvenv.cfg")):
             return False
     return True
 
