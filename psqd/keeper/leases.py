@@ -7,7 +7,6 @@ ends before that costs a dict entry set and one deleted.
 
 from __future__ import annotations
 
-import importlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +18,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from psq.brokers.base import LeaseClient
-from psq.errors import ConfigError
 from psqd.keeper.link import Lease
 
-__all__ = ["Leases", "Requests", "Terms", "client_from"]
+__all__ = ["HeldLease", "Leases", "Requests", "Terms"]
 
 #: Most extensions in flight.
 MAX_IN_FLIGHT = 64
@@ -40,24 +38,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 NO_ANSWER = 2.0
 #: Lease ids of one request are kept under the 512 KiB that Pub/Sub takes.
 MAX_KEY_BYTES = 480 * 1024
-
-_MODULES = {"sqlite": "psq.brokers.sqlite_leases", "pubsub": "psq.brokers.pubsub_leases"}
-
-
-def client_from(lease_spec: Mapping[str, Any]) -> LeaseClient:
-    """Make the lease client that a worker's broker names.
-
-    Args:
-        lease_spec: `Broker.lease_spec()`.
-
-    Raises:
-        ConfigError: There is no such kind.
-    """
-    module = _MODULES.get(str(lease_spec.get("kind")))
-    if module is None:
-        raise ConfigError(f"no lease client of kind {lease_spec.get('kind')!r}; there are {', '.join(_MODULES)}")
-    client: LeaseClient = importlib.import_module(module).from_spec(lease_spec)
-    return client
 
 
 @dataclass(frozen=True, slots=True)

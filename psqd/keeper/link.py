@@ -90,7 +90,8 @@ class KeeperEnd:
         self.worker_fds = (memory_fd, leases, control)
         self._outbox = Outbox(self.control_fd)
         self._lines = _Lines()
-        self._frames = bytearray()
+        self._buffer = bytearray(_READ_BYTES)
+        self._filled = 0  # of the buffer: the beginning of a frame that is not whole yet
         self._closed = False
         _BEAT.pack_into(self._memory, 0, time.monotonic())  # the worker's start is its first sign of life
 
@@ -124,32 +125,40 @@ class KeeperEnd:
         Raises:
             LinkBroken: What came is no frame of ours.
         """
-        try:
-            data = os.read(self.leases_fd, _READ_BYTES)
-        except BlockingIOError:
-            return [], 0, True
-        if not data:
-            return [], 0, False
-        buffer = self._frames
-        buffer += data
+        buffer, start = self._buffer, self._filled
+        if len(buffer) - start < _READ_BYTES // 2:  # a frame larger than the buffer
+            buffer.extend(bytes(_READ_BYTES))
+        with memoryview(buffer) as view:
+            try:
+                with view[start:] as room:
+                    size = os.readv(self.leases_fd, [room])
+            except BlockingIOError:
+                return [], 0, True
+            if not size:
+                return [], 0, False
+            frames, at = self._cut(view, start + size)
+            rest = start + size - at
+            if at and rest:
+                view[:rest] = bytes(view[at : at + rest])
+        self._filled = rest
+        if not rest and len(buffer) > 4 * _READ_BYTES:
+            self._buffer = bytearray(_READ_BYTES)
+        return frames, size, True
+
+    @staticmethod
+    def _cut(view: memoryview, end: int) -> tuple[list[tuple[Any, ...]], int]:
         frames: list[tuple[Any, ...]] = []
-        at, end = 0, len(buffer)
+        at = 0
         try:
-            with memoryview(buffer) as view:
-                while end - at >= 4:
-                    length = _LENGTH.unpack_from(view, at)[0]
-                    if end - at - 4 < length:
-                        break
-                    with view[at + 4 : at + 4 + length] as frame:
-                        frames.append(marshal.loads(frame))
-                    at += 4 + length
+            while end - at >= 4:
+                length = _LENGTH.unpack_from(view, at)[0]
+                if end - at - 4 < length:
+                    break
+                frames.append(marshal.loads(view[at + 4 : at + 4 + length]))
+                at += 4 + length
         except (ValueError, EOFError, TypeError) as error:
             raise LinkBroken(f"the worker wrote a frame that can't be read: {error}") from error
-        if at == end:
-            buffer.clear()
-        elif at:
-            del buffer[:at]
-        return frames, len(data), True
+        return frames, at
 
     def read_control(self) -> tuple[list[dict[str, Any]], bool]:
         """Read what there is.

@@ -7,6 +7,7 @@ import faulthandler
 import os
 from collections.abc import Sequence
 
+from psqd.keeper.clients import Clients
 from psqd.keeper.keeper import MISCONFIGURED, Keeper
 from psqd.keeper.log import Log
 from psqd.keeper.pid_file import PidFile
@@ -45,7 +46,7 @@ def run(argv_of_worker: Sequence[str], *, pid_file: str | None = None, title: st
                 text = f"the pid file can't be written: {error}"
                 log.error(text)
                 return MISCONFIGURED
-        return Keeper(argv_of_worker, log, signals).run()
+        return Keeper(argv_of_worker, log, signals, Clients()).run()
     finally:
         if file is not None:
             file.remove()

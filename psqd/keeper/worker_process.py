@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from psqd.keeper.intake import Intake
 from psqd.keeper.leases import Leases
 from psqd.keeper.link import KeeperEnd
 from psqd.keeper.signals import name_of
@@ -91,7 +92,9 @@ class Worker:
         started: Monotonic instant of its start.
         settings: What it said last, None before it said anything.
         leases: What it holds, once we know its broker.
-        early: What it wrote of leases before we knew its broker.
+        intake: Reads what it writes of leases.
+        deadline: Monotonic instant at which it must have ended, `inf` for none.
+        deadline_is: What it is killed for then.
         ready: It said that it serves.
         stopping: It said that it stops.
         unborn_stop: It was told to stop before it told its settings.
@@ -104,7 +107,9 @@ class Worker:
         self.pid, self.link, self.started = process.pid, link, now
         self.settings: Settings | None = None
         self.leases: Leases | None = None
-        self.early: list[tuple[Any, ...]] = []
+        self.intake: Intake
+        self.deadline, self.deadline_is = inf, ""
+        self._early: list[tuple[Any, ...]] = []
         self.ready = self.stopping = self.unborn_stop = False
         self.ending = ""
         self.kill_at = inf
@@ -132,8 +137,25 @@ class Worker:
         link.close_worker_side()
         return cls(process, link, now)
 
+    def apply(self, frames: Sequence[tuple[Any, ...]]) -> None:
+        """What it wrote of leases; kept until we know its broker."""
+        if self.leases is None:
+            self._early += frames
+        elif self._early:
+            early, self._early = self._early, []
+            self.leases.apply([*early, *frames])
+        else:
+            self.leases.apply(frames)
+
+    def must_end(self, at: float, why: str) -> None:
+        """The earliest deadline counts."""
+        if at < self.deadline:
+            self.deadline, self.deadline_is = at, why
+
     def signal(self, number: int) -> None:
-        """Send it a signal; it has not been reaped, so the id is its own."""
+        """Send it a signal, unless it was reaped: then the id may be somebody else's."""
+        if self._process.returncode is not None:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -149,8 +171,7 @@ class Worker:
         """End it now, and what its tasks have started: they will be started again elsewhere."""
         self.ending = self.ending or why
         self.kill_at = inf
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        self._kill_group()
         self.signal(signal.SIGKILL)  # before its exec, it may not have its group yet
 
     def reap(self) -> Ended | None:
@@ -164,12 +185,16 @@ class Worker:
             return None
         well = info.si_code == os.CLD_EXITED and info.si_status == 0
         if not well:  # while it is a zombie, the id of its group can't be anybody else's
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._kill_group()
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         self._process.returncode = code
         return Ended(code)
+
+    def _kill_group(self) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def stalled(self, now: float, confirm: float = 1.0) -> bool:
         """True when its hub stands still for longer than it may.

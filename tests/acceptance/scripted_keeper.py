@@ -16,7 +16,7 @@ from typing import Any
 
 from psq.brokers.base import LeaseClient
 from psq.errors import BrokerUnavailable
-from psqd.keeper import keeper
+from psqd.keeper import clients, keeper
 from psqd.keeper.main import run
 
 
@@ -77,7 +77,7 @@ if __name__ == "__main__":
     for name, value in json.loads(os.environ.get("KEEPER_CONSTANTS", "{}")).items():
         assert hasattr(keeper, name)
         setattr(keeper, name, value)
-    keeper.Keeper.__init__.__defaults__ = (TellingClient,)
+    clients.Clients.__init__.__defaults__ = (TellingClient,)
     argv, pid_file = sys.argv[1:], None
     if argv[0] == "--pid":
         pid_file, argv = argv[1], argv[2:]

@@ -269,7 +269,7 @@ def test_a_worker_that_writes_nonsense_is_ended_and_replaced(start: Start) -> No
     worker.do("take", source="s", keys=["k"], states=["started"])
     client.say(mode="ok")
     client.event("mode")
-    worker.do("write", bytes="\x04\x00\x00\x00????")
+    worker.say(do="write", bytes="\x04\x00\x00\x00????")
     assert client.event("give_back")["keys"] == ["k"]  # no strike: the keeper ended it
     assert bench.worker().pid != worker.pid
 
@@ -278,7 +278,7 @@ def test_a_worker_that_closed_its_link_is_ended_and_replaced(start: Start) -> No
     bench = start(environ=constants(CLOSED_GRACE=0.1))
     worker, client = bench.serving()
     worker.do("take", source="s", keys=["k"], states=["started"])
-    worker.do("close link")
+    worker.say(do="close link")
     assert client.event("give_back")["keys"] == ["k"]
     assert bench.worker().pid != worker.pid
 
@@ -412,6 +412,20 @@ def test_signals_become_messages(start: Start, number: signal.Signals, op: str) 
     worker, _ = bench.serving()
     bench.signal(number)
     worker.message(op)
+
+
+def test_a_pause_holds_for_the_next_worker_too(start: Start) -> None:
+    bench = start()
+    worker, _ = bench.serving()
+    bench.signal(signal.SIGTSTP)
+    worker.message("pause")
+    os.kill(worker.pid, signal.SIGKILL)
+    successor = bench.worker()
+    bench.settle(successor)
+    successor.do("send", message={"op": "ready"})
+    successor.message("pause")
+    bench.signal(signal.SIGCONT)
+    successor.message("continue")
 
 
 def test_a_dump_has_the_workers_stacks_and_what_is_held(start: Start) -> None:

@@ -7,8 +7,8 @@ from math import inf
 
 import pytest
 
-from psq.errors import BrokerUnavailable, ConfigError
-from psqd.keeper.leases import MAX_IN_FLIGHT, Leases, Terms, client_from
+from psq.errors import BrokerUnavailable
+from psqd.keeper.leases import MAX_IN_FLIGHT, Leases, Terms
 from psqd.keeper.link import Lease
 from tests.unit.lease_script import Clock, ScriptedClient
 
@@ -355,8 +355,3 @@ def test_no_lease_is_forgotten_by_a_broker_that_is_away_now_and_then() -> None:
     bench.run_until(bench.clock.now + 30)
     assert bench.lost == []
     assert {key for call in bench.client.taken() for key in call.keys} == {f"k{slot}" for slot in range(150)}
-
-
-def test_a_lease_client_of_no_known_kind_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="carrier pigeon"):
-        client_from({"kind": "carrier pigeon"})
