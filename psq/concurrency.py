@@ -156,8 +156,14 @@ def original(module: str, name: str) -> Any:
     return getattr(__import__(module), name)
 
 
+_get_ident: Callable[[], int] | None = None
+
+
 def _native_ident() -> int:
-    return int(original("_thread", "get_ident")())
+    global _get_ident
+    if _get_ident is None:  # looking it up costs ten times as much as calling it
+        _get_ident = original("_thread", "get_ident")
+    return _get_ident()
 
 
 def native_thread(function: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from psq.brokers.pubsub_names import HOST
 from psq.errors import BrokerUnavailable, MessageInvalid, PsqError
 from psq.google.channel import Channel, Method, Target
 from psq.google.errors import CallError, broker_error
+from psq.google.protobuf import field, number
 from psq.message import add_strike, attributes, decode
 
 __all__ = ["PubSubLeaseClient", "from_spec"]
@@ -40,41 +41,25 @@ _Done = Callable[..., None]
 _Ended = Callable[["CallError | None"], None]
 
 
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    parts.append(value)
-    return bytes(parts)
-
-
-def _field(number: int, data: bytes) -> bytes:
-    """A length-delimited field: string, bytes or message."""
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
 def modify_request(subscription: str, keys: Iterable[str], seconds: int) -> bytes:
     """A ModifyAckDeadlineRequest."""
-    head = _field(1, subscription.encode())
-    if seconds:
-        head += _varint(3 << 3) + _varint(seconds)
-    return head + b"".join([_field(4, key.encode()) for key in keys])
+    head = field(1, subscription.encode()) + number(3, seconds)
+    return head + b"".join([field(4, key.encode()) for key in keys])
 
 
 def ack_request(subscription: str, keys: Iterable[str]) -> bytes:
     """An AcknowledgeRequest."""
-    return _field(1, subscription.encode()) + b"".join([_field(2, key.encode()) for key in keys])
+    return field(1, subscription.encode()) + b"".join([field(2, key.encode()) for key in keys])
 
 
 def publish_request(topic: str, messages: Iterable[tuple[bytes, Mapping[str, str]]]) -> bytes:
     """A PublishRequest of (data, attributes)."""
-    parts = [_field(1, topic.encode())]
+    parts = [field(1, topic.encode())]
     for data, names in messages:
-        body = _field(1, data)
+        body = field(1, data)
         for name, value in names.items():
-            body += _field(2, _field(1, name.encode()) + _field(2, value.encode()))
-        parts.append(_field(2, body))
+            body += field(2, field(1, name.encode()) + field(2, value.encode()))
+        parts.append(field(2, body))
     return b"".join(parts)
 
 
@@ -98,7 +83,7 @@ class PubSubLeaseClient(LeaseClient):
         """See `LeaseClient.connect`: a call whose answer, whatever it is, means that there is a connection."""
         name = f"projects/{self._project}/subscriptions/psq-keeper-connects"
         try:
-            self._request(_GET, _field(1, name.encode()), CONNECT_TIMEOUT, name, lambda error: None)
+            self._request(_GET, field(1, name.encode()), CONNECT_TIMEOUT, name, lambda error: None)
         except PsqError:  # no credentials: the first extension says so to somebody who listens
             return
 
@@ -155,9 +140,9 @@ class PubSubLeaseClient(LeaseClient):
     # requests, at most 64 at a time
 
     def _request(
-        self, method: Method, data: bytes, timeout: float, name: str, ended: _Ended, field: str = "subscription"
+        self, method: Method, data: bytes, timeout: float, name: str, ended: _Ended, routed_by: str = "subscription"
     ) -> None:
-        metadata = (("x-goog-request-params", f"{field}={name.replace('/', '%2F')}"),)
+        metadata = (("x-goog-request-params", f"{routed_by}={name.replace('/', '%2F')}"),)
         with self._lock:
             closed = self._closed
             if not closed:

@@ -13,8 +13,9 @@ from psq.brokers.pubsub_admin import Admin
 from psq.brokers.pubsub_names import Names
 from psq.concurrency import call_later
 from psq.errors import MessageTooLarge, PsqError
-from psq.google.channel import Channel
+from psq.google.channel import Channel, Method
 from psq.google.errors import CallError, is_transient, publish_error
+from psq.google.protobuf import varint
 from psq.group_commit import Done, Finish, GroupCommit
 
 __all__ = ["MAX_MESSAGE_BYTES", "MEMBER_ATTRIBUTE", "Publisher"]
@@ -30,13 +31,17 @@ LAST_PART = 0.05
 MEMBER_ATTRIBUTE = "psq-member"
 
 
+#: The answer has the messages' ids, which nobody needs.
+PUBLISH_BYTES = Method(wire.PUBLISH.path)
+
+
 class _Item:
-    """A message on its way."""
+    """A message on its way, as it stands in the request."""
 
-    __slots__ = ("deadline", "done", "error", "maybe_sent", "message", "task_id", "timeout")
+    __slots__ = ("data", "deadline", "error", "maybe_sent", "timeout")
 
-    def __init__(self, message: Any, task_id: str, done: Done, timeout: float) -> None:
-        self.message, self.task_id, self.done, self.timeout = message, task_id, done, timeout
+    def __init__(self, data: bytes, timeout: float) -> None:
+        self.data, self.timeout = data, timeout
         self.deadline = time.monotonic() + timeout
         self.maybe_sent = False
         self.error: Exception | None = None
@@ -54,6 +59,7 @@ class _Topic:
     def __init__(self, publisher: Publisher, queue: QueueSpec, topic: str, ensure: Callable[[float], None]) -> None:
         self.queue, self.topic, self.ready, self.missing = queue, topic, False, False
         self.metadata = wire.routing("topic", topic)
+        self._head: bytes = wire.PublishRequest(topic=topic).SerializeToString()
         self._publisher, self._ensure = publisher, ensure
         self._lock = threading.Lock()
         self._waiting: list[Callable[[Exception | None], None]] = []
@@ -110,7 +116,7 @@ class _Topic:
         if not live:
             finish(results)
             return
-        request = wire.PublishRequest(topic=self.topic, messages=[item.message for item in live])
+        request = b"".join([self._head, *[item.data for item in live]])
         timeout = min(item.deadline for item in live) - now
 
         def done(response: Any, error: CallError | None) -> None:
@@ -127,7 +133,7 @@ class _Topic:
                 finish([error] * len(items))
 
         self._publisher.requests += 1
-        self._publisher.channel.start(wire.PUBLISH, request, timeout, done, metadata=self.metadata)
+        self._publisher.channel.start(PUBLISH_BYTES, request, timeout, done, metadata=self.metadata)
 
     @staticmethod
     def _failed(items: Sequence[_Item], error: CallError, finish: Finish) -> None:
@@ -165,12 +171,11 @@ class Publisher:
             attributes = {**attributes, MEMBER_ATTRIBUTE: out.queue.member}
         try:
             topic = self._topics.get(out.queue.name) or self._topic(out.queue)
-            message = _message(out.data, attributes)
-            size = _size(message)
+            framed = _framed(out.data, attributes)
         except PsqError as error:
             self._post(done, None, error)
             return
-        self._add(topic, message, size, out.task_id, done, timeout)
+        self._add(topic, framed, out.task_id, done, timeout)
 
     def publish_dead(self, queue: str, data: bytes, attributes: Mapping[str, str], done: Done, timeout: float) -> None:
         """Publish to the topic that keeps a queue's dead letters."""
@@ -187,12 +192,11 @@ class Publisher:
                     topic = _Topic(self, QueueSpec(key), self._names.dead_topic(queue), ensure)
                     self._topics[key] = topic
         try:
-            message = _message(data, attributes)
-            size = _size(message)
+            framed = _framed(data, attributes)
         except PsqError as error:
             self._post(done, None, error)
             return
-        self._add(topic, message, size, "", done, timeout)
+        self._add(topic, framed, "", done, timeout)
 
     def _topic(self, queue: QueueSpec) -> _Topic:
         self._names.check(queue.name)
@@ -210,8 +214,8 @@ class Publisher:
                 made = topic = self._topics[queue.name] = _Topic(self, spec, self._names.topic(queue.name), ensure)
         return topic
 
-    def _add(self, topic: _Topic, message: Any, size: int, task_id: str, done: Done, timeout: float) -> None:
-        item = _Item(message, task_id, done, timeout)
+    def _add(self, topic: _Topic, framed: bytes, task_id: str, done: Done, timeout: float) -> None:
+        item = _Item(framed, timeout)
 
         def ended(result: Any, error: Exception | None) -> None:
             if error is None and isinstance(result, Exception):
@@ -225,7 +229,7 @@ class Publisher:
             translated.__cause__ = error
             self._post(done, None, translated)
 
-        topic.group.add(item, size, ended, deadline=item.deadline)
+        topic.group.add(item, len(framed), ended, deadline=item.deadline)
 
     def ready(self, queue: QueueSpec) -> None:
         """A consumer has made sure of this queue already."""
@@ -242,26 +246,33 @@ class Publisher:
         return all(topic.group.idle() for topic in list(self._topics.values()))
 
 
-def _message(data: bytes, attributes: Mapping[str, str]) -> Any:
+def _framed(data: bytes, attributes: Mapping[str, str]) -> bytes:
+    """A message as it stands in a PublishRequest: requests are joined from these, which copies once.
+
+    Raises:
+        MessageTooLarge: It, or an attribute, is over the limit.
+    """
     if len(attributes) > MAX_ATTRIBUTES:
         raise MessageTooLarge(
             f"{len(attributes)} attributes; Pub/Sub takes {MAX_ATTRIBUTES}", size=len(attributes), limit=MAX_ATTRIBUTES
         )
     for name, value in attributes.items():
-        for what, text, limit in (("name", name, MAX_ATTRIBUTE_NAME), ("value", value, MAX_ATTRIBUTE_VALUE)):
-            if len(text) * 4 > limit and (size := len(text.encode("utf-8", "surrogatepass"))) > limit:
-                raise MessageTooLarge(
-                    f"the {what} of the attribute {name[:40]!r} has {size} bytes; Pub/Sub takes {limit}",
-                    size=size,
-                    limit=limit,
-                )
-    return wire.PubsubMessage(data=data, attributes=attributes)
-
-
-def _size(message: Any) -> int:
-    size = int(message.ByteSize())
+        if len(name) > MAX_ATTRIBUTE_NAME // 4:
+            _check_length("name", name, name, MAX_ATTRIBUTE_NAME)
+        if len(value) > MAX_ATTRIBUTE_VALUE // 4:
+            _check_length("value", name, value, MAX_ATTRIBUTE_VALUE)
+    message: bytes = wire.PubsubMessage(data=data, attributes=attributes).SerializeToString()
+    size = len(message)
     if size > MAX_MESSAGE_BYTES:
         raise MessageTooLarge(
             f"the message has {size:,} bytes; Pub/Sub takes {MAX_MESSAGE_BYTES:,}", size=size, limit=MAX_MESSAGE_BYTES
         )
-    return size + 5
+    return b"\x12" + varint(size) + message  # field 2, a message
+
+
+def _check_length(what: str, name: str, text: str, limit: int) -> None:
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > limit:
+        raise MessageTooLarge(
+            f"the {what} of the attribute {name[:40]!r} has {size} bytes; Pub/Sub takes {limit}", size=size, limit=limit
+        )

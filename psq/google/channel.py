@@ -56,9 +56,9 @@ class Call(Protocol):
         """End it; its callback gets CANCELLED. Never blocks."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Method:
-    """A unary method of a service.
+    """A unary method of a service; make each once, it is looked up by identity.
 
     Attributes:
         path: ``/google.pubsub.v1.Subscriber/Pull``.
@@ -182,7 +182,7 @@ class Channel:
         self._agent = agent
         self._lock = threading.Lock()
         self._channel: Any = None
-        self._methods: dict[str, Any] = {}
+        self._methods: dict[Method, Any] = {}
         self._credentials: Any = None
         self._token_thrown_at = 0.0
         self._closed = False
@@ -302,7 +302,7 @@ class Channel:
         done(None, error)
 
     def _method(self, method: Method) -> tuple[Any, Any]:
-        invoke = self._methods.get(method.path)
+        invoke = self._methods.get(method)
         if invoke is not None:
             return self._channel, invoke
         with self._lock:
@@ -313,7 +313,7 @@ class Channel:
             invoke = self._channel.unary_unary(
                 method.path, request_serializer=method.serialize, response_deserializer=method.deserialize
             )
-            self._methods[method.path] = invoke
+            self._methods[method] = invoke
             return self._channel, invoke
 
     def _open(self) -> Any:
