@@ -32,6 +32,8 @@ class SQLiteLeaseClient(LeaseClient):
         synchronous: As the broker's.
     """
 
+    knows_documents = True
+
     def __init__(self, path: str, synchronous: str = "FULL") -> None:
         self.dispatch: Callable[[Callable[[], None]], None] | None = None  # callbacks run in the writer's thread
         self._handle = Handle(path, synchronous, self, BROKER)
