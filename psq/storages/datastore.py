@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -25,7 +24,6 @@ from psq.brokers.base import DeadLetter
 from psq.errors import PsqError, StorageRefused
 from psq.google.channel import Channel
 from psq.group_commit import Done
-from psq.storages import datastore_entities as entities
 from psq.storages.base import (
     CANCELLED,
     FAILED,
@@ -40,11 +38,26 @@ from psq.storages.base import (
     TaskRecord,
 )
 from psq.storages.datastore_api import Api
-from psq.storages.datastore_commit import KEPT, Committer, Seen, guarded
-from psq.storages.datastore_entities import CLAIM, DEAD, ETA, TASK, ix_name, key_name, read
+from psq.storages.datastore_commit import KEPT, Committer, Ended, Seen
+from psq.storages.datastore_entities import (
+    CLAIM,
+    DEAD,
+    ETA,
+    TASK,
+    Claim,
+    DeadHead,
+    EtaHead,
+    TaskHead,
+    dead_name,
+    dead_of,
+    eta_of,
+    is_expired,
+    task_of,
+)
 from psq.storages.datastore_heads import Head, Heads
 from psq.storages.datastore_listing import newest_first, read_heads, read_named
 from psq.storages.datastore_place import Place
+from psq.storages.datastore_values import ix_name, key_name, milliseconds, read_text
 
 __all__ = ["DatastoreStorage", "from_url"]
 
@@ -58,8 +71,6 @@ DEFAULT_MAX_RESULT_BYTES = 32_000_000
 CONNECTIONS = 2
 #: Records written before the last state whose versions are remembered, so that the last is no second look.
 KNOWN = 10_000
-#: Seconds after its end that a claim is kept, so that its fence goes on growing.
-CLAIM_KEPT = 86400.0
 #: Every state, for listings of all of them.
 _STATES = (QUEUED, SCHEDULED, STARTED, RETRYING, FINISHED, FAILED, CANCELLED)
 
@@ -169,7 +180,7 @@ class DatastoreStorage(Storage):
         else:
             dispatch(partial(done, None, error))
 
-    def _put(self, head: Head, done: Callable[[Any, Exception | None], None]) -> None:
+    def _put(self, head: Head, done: Ended) -> None:
         try:
             self._open().heads.put(head, done)
         except PsqError as error:
@@ -188,28 +199,18 @@ class DatastoreStorage(Storage):
                     return
                 if early:
                     self._early[record.id] = deque()
-        name = key_name(record.id)
-        try:
-            content = entities.task_content(record)
-        except (TypeError, ValueError) as error:
-            self._stored(record, done, None, StorageRefused(f"the error of task {record.id!r} is no JSON: {error}"))
-            return
         version = self._known.pop(record.id, None) if self._known else None
-        head = Head(
-            TASK,
-            "t",
-            name,
-            content,
-            partial(entities.fill_task, record, content),
-            names=3 * (len(record.queue) + len(record.function) + len(record.worker)) + len(name),
-            expires_at=record.expires_at,
-            replaces=partial(_replaces, record),
-            seen=None if version is None else Seen(version, None),
-            look=record.run > 1,  # requeued: its failure is there
-        )
-        self._put(head, partial(self._stored, record, done))
+        try:
+            head = TaskHead(record, None if version is None else Seen(version, None))
+        except (TypeError, ValueError) as error:
+            refused = StorageRefused(f"the record of task {record.id!r}: {type(error).__name__}: {error}")
+            self._stored(record, None, done, None, refused)
+            return
+        self._put(head, partial(self._stored, record, head, done))
 
-    def _stored(self, record: TaskRecord, done: Done, version: Any, error: Exception | None) -> None:
+    def _stored(self, record: TaskRecord, head: Head | None, done: Done, version: Any, error: Exception | None) -> None:
+        if head is not None and head.seen is not None and error is None:
+            self._open().heads.tidy(head, version)
         if record.state not in TERMINAL:
             with self._lock:
                 waiting = self._early.pop(record.id)
@@ -223,10 +224,10 @@ class DatastoreStorage(Storage):
 
     def get(self, ids: Sequence[str]) -> dict[str, TaskRecord]:
         """Read records by id; see `Storage.get`. Expired ones are left out."""
-        api, what, now = self._open().api, "reading results", time.time()
+        api, what = self._open().api, "reading results"
         heads = api.lookup(TASK, [key_name(id) for id in ids if id], what)
-        records = read_heads(api, TASK, heads, "t", entities.task_of, what)
-        return {record.id: record for record in records.values() if not _expired(record, now)}
+        records = read_heads(api, TASK, heads, "t", task_of, what)
+        return {record.id: record for record in records.values() if not is_expired(record.expires_at)}
 
     def find(
         self,
@@ -237,7 +238,7 @@ class DatastoreStorage(Storage):
         limit: int | None = None,
     ) -> Iterator[TaskRecord]:
         """Records, newest first, filtered; expired ones are left out."""
-        api, what, now = self._open().api, "listing results", time.time()
+        api, what = self._open().api, "listing results"
         states = _STATES if state is None else (state,)
         if function is not None:
             views = [f"f:{ix_name(function)}:{one}" for one in states]
@@ -251,11 +252,11 @@ class DatastoreStorage(Storage):
                 (state is None or record.state == state)
                 and (queue is None or record.queue == queue)
                 and (function is None or record.function == function)
-                and not _expired(record, now)
+                and not is_expired(record.expires_at)
             )
 
         names = newest_first(api, TASK, views, limit, what)
-        return read_named(api, TASK, names, "t", entities.task_of, limit, wanted, what)
+        return read_named(api, TASK, names, "t", task_of, limit, wanted, what)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete records and their parts; unknown ids are no error."""
@@ -266,14 +267,7 @@ class DatastoreStorage(Storage):
 
     def put_dead(self, letter: DeadLetter, done: Done) -> None:
         """Keep a dead letter; see `DeadLetters.put_dead`."""
-        content = entities.dead_content(letter)
-        size = len(letter.id) + len(letter.queue) + len(letter.function) + 200 * len(letter.deaths)
-        name = entities.dead_name(letter.key)
-        fill = partial(entities.fill_dead, letter)
-        self._put(
-            Head(DEAD, "d", name, content, fill, names=3 * size),
-            lambda _, error: self._answer(done, error),
-        )
+        self._put(DeadHead(letter), lambda _, error: self._answer(done, error))
 
     def list_dead(self, queue: str | None = None, limit: int | None = None) -> Iterator[DeadLetter]:
         """Dead letters, newest first."""
@@ -284,42 +278,37 @@ class DatastoreStorage(Storage):
             return queue is None or letter.queue == queue
 
         names = newest_first(api, DEAD, views, limit, what)
-        return read_named(api, DEAD, names, "d", entities.dead_of, limit, wanted, what)
+        return read_named(api, DEAD, names, "d", dead_of, limit, wanted, what)
 
     def get_dead(self, id: str) -> list[DeadLetter]:
         """By key, or all attempts of a task id, the first first."""
         api, what = self._open().api, "reading dead letters"
-        names = [entities.dead_name(id)] if ":" in id else []
+        names = [dead_name(id)] if ":" in id else []
         prefix = key_name(id) + ":"
         names += api.names_between(DEAD, prefix, prefix[:-1] + ";", what)
-        found = read_heads(api, DEAD, api.lookup(DEAD, names, what), "d", entities.dead_of, what)
+        found = read_heads(api, DEAD, api.lookup(DEAD, names, what), "d", dead_of, what)
         letters = [letter for letter in found.values() if id in (letter.id, letter.key)]
         return sorted(letters, key=lambda letter: letter.attempt)
 
     def delete_dead(self, keys: Sequence[str]) -> None:
         """Delete by key; unknown ones are no error."""
-        names = [entities.dead_name(key) for key in keys]
+        names = [dead_name(key) for key in keys]
         self._open().heads.delete(DEAD, "d", names, None, "deleting dead letters")
 
     # the schedule
 
     def schedule(self, item: Scheduled, done: Done) -> None:
         """Keep a message until its time; see `Storage.schedule`."""
-        name = entities.eta_key(item, self.shards)
-        size = sum(len(key) + len(value) for key, value in item.attributes.items()) + len(item.queue) + 2 * len(name)
-        self._put(
-            Head(ETA, "e", name, [item.data], partial(entities.fill_eta, item), names=3 * size),
-            lambda _, error: self._answer(done, error),
-        )
+        self._put(EtaHead(item, self.shards), lambda _, error: self._answer(done, error))
 
     def due(self, shard: int, now: float, limit: int) -> list[Scheduled]:
         """What is due in a shard, soonest first."""
         api, what = self._open().api, "reading the schedule"
         request = api.query(ETA, limit)
-        api.key_range(request, ETA, f"{shard}:", f"{shard}:{entities.milliseconds(now) + 1:013d}")
+        api.key_range(request, ETA, f"{shard}:", f"{shard}:{milliseconds(now) + 1:013d}")
         heads = {result.entity.key.path[0].name: result for result in api.results(request, what)}
         self._note_etas(heads)
-        found = read_heads(api, ETA, heads, "e", entities.eta_of, what)
+        found = read_heads(api, ETA, heads, "e", eta_of, what)
         # the key says whole milliseconds, so the last of them may be still to come
         return sorted((item for item in found.values() if item.due_at <= now), key=lambda item: item.due_at)
 
@@ -342,17 +331,15 @@ class DatastoreStorage(Storage):
 
     def claim(self, key: str, owner: str, seconds: float) -> bool:
         """Take or prolong a claim; see `Storage.claim`. Machines' clocks should agree within a part of `seconds`."""
-        return self._claim(key, _Claim(owner, seconds))
+        write = Claim(key, owner, seconds)
+        return self._open().claims.write([write], self._timeout)[0] is not KEPT
 
     def release(self, key: str, owner: str) -> None:
         """Let go of a claim that `owner` holds; otherwise nothing."""
-        found = self._open().api.lookup(CLAIM, [key_name(key)], "releasing a claim")
-        if any(read(result.entity.properties, "owner", "") == owner for result in found.values()):
-            self._claim(key, _Claim(owner, -1.0))
-
-    def _claim(self, key: str, claim: _Claim) -> bool:
-        write = guarded(CLAIM, key_name(key), claim.fill, claim.replaces, look=True)
-        return self._open().claims.write([(write, 500)], self._timeout)[0] is not KEPT
+        opened = self._open()
+        found = opened.api.lookup(CLAIM, [key_name(key)], "releasing a claim")
+        if any(read_text(result.entity.properties, "owner") == owner for result in found.values()):
+            opened.claims.write([Claim(key, owner, -1.0)], self._timeout)
 
     # life
 
@@ -384,43 +371,6 @@ class DatastoreStorage(Storage):
         opened.commits.close(self._close_timeout)
         opened.claims.close(0.0)
         opened.api.channel.close()
-
-
-class _Claim:
-    """A claim to be written over what may be replaced."""
-
-    def __init__(self, owner: str, seconds: float) -> None:
-        self._owner, self._seconds, self._token = owner, seconds, 0
-
-    def replaces(self, seen: Seen) -> bool:
-        properties = seen.entity.properties
-        self._token = read(properties, "token", 0)
-        mine: bool = read(properties, "owner", "") == self._owner
-        if self._seconds < 0:
-            return mine
-        return mine or read(properties, "until", 0.0) <= time.time()
-
-    def fill(self, entity: Any) -> None:
-        entities.fill_claim(self._owner, time.time() + self._seconds, self._token + 1, CLAIM_KEPT, entity)
-
-
-def _expired(record: TaskRecord, now: float) -> bool:
-    return record.expires_at is not None and record.expires_at <= now
-
-
-def _replaces(record: TaskRecord, seen: Seen) -> bool:
-    """Says whether a record may be written over what is there."""
-    if seen.entity is None:
-        return True
-    properties = seen.entity.properties
-    state = read(properties, "state", "")
-    if state not in TERMINAL:
-        return True
-    expires_at = read(properties, "expires_at")
-    if expires_at is not None and expires_at <= time.time():
-        return True
-    there = (read(properties, "run", 1), read(properties, "attempt", 1))
-    return (record.run, record.attempt) > there
 
 
 def from_url(url: str) -> DatastoreStorage:

@@ -54,7 +54,7 @@ class Pb:
         self.NON_TRANSACTIONAL = int(datastore.CommitRequest.Mode.NON_TRANSACTIONAL)
         self.FAIL = int(datastore.Mutation.ConflictResolutionStrategy.FAIL)
         self.NOT_FINISHED = int(query.QueryResultBatch.MoreResultsType.NOT_FINISHED)
-        self.NO_MORE_AT_ALL = frozenset((int(query.QueryResultBatch.MoreResultsType.NO_MORE_RESULTS),))
+        self.NO_MORE = int(query.QueryResultBatch.MoreResultsType.NO_MORE_RESULTS)
         self.AND = int(query.CompositeFilter.Operator.AND)
         self.GREATER_THAN_OR_EQUAL = int(query.PropertyFilter.Operator.GREATER_THAN_OR_EQUAL)
         self.LESS_THAN = int(query.PropertyFilter.Operator.LESS_THAN)
@@ -93,6 +93,7 @@ class Api:
         header = f"project_id={project}"
         if database:
             header += f"&database_id={database}"
+        self._prefixes: dict[str, bytes] = {}  # kind -> its keys without their names
         self._metadata = [("x-goog-request-params", header)]
 
     # futures
@@ -207,15 +208,23 @@ class Api:
 
     def set_key(self, key: Any, kind: str, name: str) -> None:
         """Fill an empty Key."""
+        prefix = self._prefixes.get(kind)
+        if prefix is None:
+            prefix = self._prefixes[kind] = self._prefix(kind)
+        key.MergeFromString(prefix)
+        key.path[0].name = name
+
+    def _prefix(self, kind: str) -> bytes:
+        key = pb().Key()
         partition = key.partition_id
         partition.project_id = self.project
         if self.database:
             partition.database_id = self.database
         if self.namespace:
             partition.namespace_id = self.namespace
-        element = key.path.add()
-        element.kind = kind
-        element.name = name
+        key.path.add().kind = kind
+        serialized: bytes = key.SerializeToString()
+        return serialized
 
     def key(self, kind: str, name: str) -> Any:
         """A new Key."""
@@ -257,6 +266,15 @@ class Api:
         request.query.projection.add().property.name = "__key__"
         self.key_range(request, kind, first, end)
         return [result.entity.key.path[0].name for result in self.results(request, what)]
+
+    @staticmethod
+    def is_last(batch: Any, limit: int) -> bool:
+        """True where nothing can follow a batch of a query with this limit.
+
+        An emulator says "more after the limit" even where there is nothing.
+        """
+        short = len(batch.entity_results) < limit and batch.more_results != pb().NOT_FINISHED
+        return short or bool(batch.more_results == pb().NO_MORE)
 
     def results(self, request: Any, what: str) -> Iterator[Any]:
         """EntityResults of a query, over all its batches; blocking, errors as `call`."""

@@ -14,25 +14,31 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
-from psq.concurrency import Waiter, call_later
+from psq.concurrency import Waiter
 from psq.errors import PsqError
 from psq.google.errors import CallError, is_transient
 from psq.group_commit import Finish, GroupCommit
 from psq.storages.datastore_api import Api, closed_error, pb, translated
 
-__all__ = ["KEPT", "Committer", "Seen", "Write", "delete", "guarded", "upsert"]
+__all__ = ["KEPT", "Committer", "Delete", "Ended", "Seen", "Write"]
 
 #: Most entities in one commit, and most bytes: the limit is 10 MiB, the emulators break at 4.15 MB.
 COMMIT_ENTITIES, COMMIT_BYTES = 400, 3_500_000
 #: Commits at a time.
 COMMITS = 4
+#: Bytes of a deletion without its key name.
+DELETE_BYTES = 100
 #: Looks at the keys of a commit that is refused again and again, before it is tried later.
 LOOKS = 8
 
 #: Result of a write that did not replace what was there; otherwise it is the version that was written.
 KEPT = None
+
+#: Called once: (version | KEPT, None) or (None, error).
+Ended = Callable[[Any, "Exception | None"], None]
 
 #: What a guarded write may end a commit with: the key exists, its version is another, it is gone, contention.
 _CONFLICTS = frozenset(("ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND", "ABORTED"))
@@ -54,48 +60,50 @@ class Seen:
 
 
 class Write:
-    """One entity to write or delete.
+    """One entity to write. Subclasses say of which kind, with which properties, and over what.
 
     Attributes:
         kind: Its kind.
+        guarded: It must not replace everything: `replaces` is asked.
+        deletes: It is deleted.
         name: Its key name.
-        fill: Writes its properties into an empty entity; None deletes it.
-        replaces: (guarded) Tells whether it may replace what was seen; None: it always does.
+        size: Its bytes on the wire, rather too many than too few.
         look: (guarded) Look before the first commit, since something is probably there.
         seen: (guarded) What the last look found.
         kept: (guarded) What was found stays.
+        done: ``done(version | KEPT, error)``.
     """
 
-    __slots__ = ("fill", "kept", "kind", "look", "name", "replaces", "seen")
+    kind: str
+    guarded: ClassVar[bool] = False
+    deletes: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        kind: str,
-        name: str,
-        fill: Callable[[Any], None] | None,
-        replaces: Callable[[Seen], bool] | None = None,
-        look: bool = False,
-    ) -> None:
-        self.kind, self.name, self.fill, self.replaces, self.look = kind, name, fill, replaces, look
-        self.seen: Seen | None = None
+    __slots__ = ("done", "kept", "look", "name", "seen", "size")
+
+    def __init__(self, name: str, size: int, *, look: bool = False, seen: Seen | None = None) -> None:
+        self.name, self.size, self.look, self.seen = name, size, look, seen
         self.kept = False
+        self.done: Ended | None = None
+
+    def fill(self, entity: Any) -> None:
+        """Write the properties into an empty entity; its key is set. May be called more than once."""
+        raise NotImplementedError
+
+    def replaces(self, seen: Seen) -> bool:
+        """(guarded) True where it may replace what was seen."""
+        return True
 
 
-def upsert(kind: str, name: str, fill: Callable[[Any], None]) -> Write:
-    """Write an entity whatever is there."""
-    return Write(kind, name, fill)
+class Delete(Write):
+    """An entity to delete; none is no error."""
 
+    deletes = True
 
-def delete(kind: str, name: str) -> Write:
-    """Delete an entity; none is no error."""
-    return Write(kind, name, None)
+    __slots__ = ("kind",)
 
-
-def guarded(
-    kind: str, name: str, fill: Callable[[Any], None], replaces: Callable[[Seen], bool], *, look: bool = False
-) -> Write:
-    """Write an entity, unless `replaces` says that what is there stays."""
-    return Write(kind, name, fill, replaces, look)
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(name, DELETE_BYTES + len(name))
+        self.kind = kind
 
 
 class _Round:
@@ -126,10 +134,10 @@ class _Round:
             return
         for write in live:
             mutation = add()
-            if write.fill is None:
+            if write.deletes:
                 set_key(mutation.delete, write.kind, write.name)
                 continue
-            if write.replaces is None:
+            if not write.guarded:
                 entity = mutation.upsert
             elif write.seen is None:
                 entity = mutation.insert
@@ -154,7 +162,7 @@ class _Round:
             self._end([result.version for result in results])
             return
         if isinstance(error, CallError) and error.code in _CONFLICTS:
-            contested = [write for write in self._live if write.replaces is not None]
+            contested = [write for write in self._live if write.guarded]
             if contested:
                 self._look(contested, error)
                 return
@@ -188,7 +196,7 @@ class _Round:
                 continue
             changed = changed or before != result.version
             write.seen = Seen(result.version, result.entity)
-            write.kept = write.replaces is not None and not write.replaces(write.seen)
+            write.kept = not write.replaces(write.seen)
         if refused is not None and not changed:
             self._finish(refused)  # no key explains it: transient (contention), or a culprit to be found
         elif self._looks >= LOOKS:
@@ -221,7 +229,7 @@ class Committer:
         self._api = api
         self._lock = threading.Lock()
         self._bytes = 0
-        self._open = 0
+        self._open: set[Write] = set()
         self._closed = False
         self._emptied: list[Waiter] = []
         self._group: GroupCommit[Write] = GroupCommit(
@@ -233,73 +241,67 @@ class Committer:
             key=_key,
         )
 
-    def add(self, write: Write, size: int, done: Callable[[Any, Exception | None], None]) -> None:
+    def add(self, write: Write, done: Ended) -> None:
         """Write an entity with the next commit; ``done(version | KEPT, error)``, in the thread of the answer.
 
         What is transient is repeated for as long as it takes. Never blocks.
         """
+        write.done = done
         with self._lock:
-            self._bytes += size
-            self._open += 1
+            self._bytes += write.size
+            self._open.add(write)
+        self._group.add(write, write.size, partial(self._ended, write))
 
-        def ended(result: Any, error: Exception | None) -> None:
-            emptied: list[Waiter] = []
-            if isinstance(result, Exception):
-                result, error = None, result
-            try:
-                done(result, None if error is None else translated(error, f"writing {write.kind} {write.name!r}"))
-            finally:
-                with self._lock:
-                    self._bytes -= size
-                    self._open -= 1
-                    if not self._open:
-                        emptied, self._emptied = self._emptied, []
-                for waiter in emptied:
-                    waiter.set()
+    def _ended(self, write: Write, result: Any, error: Exception | None) -> None:
+        with self._lock:
+            if write not in self._open:
+                return  # given up by `close`
+            self._open.remove(write)
+            self._bytes -= write.size
+            emptied = None if self._open else self._emptied
+        if isinstance(result, Exception):
+            result, error = None, result
+        if error is not None:
+            error = translated(error, f"writing {write.kind} {write.name!r}")
+        if write.done is not None:
+            write.done(result, error)
+        while emptied:
+            emptied.pop().set()
 
-        self._group.add(write, size, ended)
-
-    def write(self, writes: Sequence[tuple[Write, int]], timeout: float) -> list[Any]:
+    def write(self, writes: Sequence[Write], timeout: float) -> list[Any]:
         """Write entities and wait; each one's version or KEPT.
 
+        Args:
+            writes: The entities.
+            timeout: Seconds after which what is transient is final.
+
         Raises:
-            StorageUnavailable: They were not all written within the timeout (seconds).
+            StorageUnavailable: They were not all written within the timeout.
             StorageRefused: One was refused.
         """
         if not writes:
             return []
         waiter = Waiter()
+        lock = threading.Lock()
         results: list[Any] = [None] * len(writes)
         left = len(writes)
-        lock = threading.Lock()
         deadline = time.monotonic() + timeout
 
-        def done(index: int, result: Any, error: Exception | None) -> None:
+        def ended(index: int, result: Any, error: Exception | None) -> None:
             nonlocal left
-            results[index] = error if error is not None else result
+            results[index] = result if error is None else error
             with lock:
                 left -= 1
                 last = not left
             if last:
                 waiter.set()
 
-        for index, (write, size) in enumerate(writes):
-            self._group.add(
-                write,
-                size,
-                lambda result, error, index=index: done(index, *_as_error(result, error)),  # type: ignore[misc]
-                deadline=deadline,
-            )
-        waited = 0.0
+        for index, write in enumerate(writes):
+            self._group.add(write, write.size, partial(ended, index), deadline=deadline)
         while not waiter.wait(1.0):
             self._group.kick()
-            waited += 1.0
-            if waited > timeout + self._api.timeout:
-                raise (
-                    closed_error()
-                    if self._closed
-                    else translated(CallError("DEADLINE_EXCEEDED", "no answer"), "writing")
-                )
+            if time.monotonic() > deadline + self._api.timeout:
+                raise translated(CallError("DEADLINE_EXCEEDED", "no answer"), "writing")
         for result in results:
             if isinstance(result, Exception):
                 raise translated(result, "writing") from result
@@ -315,27 +317,24 @@ class Committer:
 
     def close(self, timeout: float) -> None:
         """Wait until all is written, at most so many seconds; what is left ends with StorageUnavailable."""
-        waiter = Waiter()
-        with self._lock:
-            waiting = self._open > 0
-            if waiting:
-                self._emptied.append(waiter)
         deadline = time.monotonic() + timeout
-        while waiting and time.monotonic() < deadline and not waiter.wait(0.5):
+        while self._open and time.monotonic() < deadline:
+            waiter = Waiter()
+            with self._lock:
+                self._emptied.append(waiter)
             self._group.kick()
+            if self._open:
+                waiter.wait(min(0.5, max(0.0, deadline - time.monotonic())))
         self._closed = True
-        self._group.resume()
+        for write in list(self._open):
+            self._ended(write, None, closed_error())
 
     def _start(self, writes: Sequence[Write], finish: Finish) -> None:
-        if self._closed:  # later, since many batches that end at once would nest
-            call_later(0.0, lambda: finish([closed_error()] * len(writes)))
+        if self._closed:
+            finish([closed_error()] * len(writes))
         else:
             _Round(self._api, writes, finish).begin()
 
 
 def _key(write: Write) -> tuple[str, str]:
     return (write.kind, write.name)
-
-
-def _as_error(result: Any, error: Exception | None) -> tuple[Any, Exception | None]:
-    return (None, result) if isinstance(result, Exception) else (result, error)

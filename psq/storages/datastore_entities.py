@@ -18,74 +18,62 @@ look at `expires_at` and never trust that it was applied.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import math
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from psq.brokers.base import DeadLetter
-from psq.errors import StorageError
-from psq.storages.base import Scheduled, TaskRecord
-from psq.storages.datastore_packing import Packed, unpack
+from psq.storages.base import TERMINAL, Scheduled, TaskRecord
+from psq.storages.datastore_api import pb
+from psq.storages.datastore_commit import Seen, Write
+from psq.storages.datastore_heads import Head
+from psq.storages.datastore_values import (
+    ix_name,
+    ix_shard,
+    key_name,
+    milliseconds,
+    packed_fields,
+    put_blob,
+    put_float,
+    put_int,
+    put_ix,
+    put_packed,
+    put_string,
+    put_text,
+    put_time,
+    read,
+    read_text,
+    whole_seconds,
+)
 
 __all__ = [
     "CLAIM",
     "DEAD",
     "ETA",
-    "PART",
     "TASK",
-    "dead_content",
+    "Claim",
+    "DeadHead",
+    "EtaHead",
+    "TaskHead",
     "dead_name",
     "dead_of",
-    "eta_key",
     "eta_of",
-    "fill_claim",
-    "fill_dead",
-    "fill_eta",
-    "fill_part",
-    "fill_task",
-    "ix_name",
-    "ix_shard",
-    "key_name",
-    "milliseconds",
-    "part_names",
-    "put_text",
-    "put_time",
-    "read",
-    "task_content",
+    "is_expired",
     "task_of",
 ]
 
-TASK, DEAD, ETA, CLAIM, PART = "psq-task", "psq-dead", "psq-eta", "psq-claim", "psq-part"
-#: Shards of `ix`: an increasing indexed value takes 500 writes a second, so 16 take 8,000.
-IX_SHARDS = "0123456789abcdef"
-#: Most bytes of a name within `ix`; an indexed string may have 1,500 in all.
-IX_NAME_BYTES = 400
-#: Longest id that is its own key name.
-KEY_CHARACTERS = 400
-#: Latest time that 13 digits of milliseconds can say.
-LAST_MS = 9_999_999_999_999
-#: Seconds that a TTL timestamp can say: to the end of the year 9999.
-LAST_SECOND = 253_402_300_799
+TASK, DEAD, ETA, CLAIM = "psq-task", "psq-dead", "psq-eta", "psq-claim"
+#: Seconds after its end that a claim is kept, so that its fence goes on growing.
+CLAIM_KEPT = 86400.0
+#: Bytes of a claim.
+CLAIM_BYTES = 1000
 
 _dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
-# keys and index values
-
-
-def key_name(id: str) -> str:
-    """The key name for an id: the id itself, where it is of the usual kind.
-
-    A name may have 1,500 bytes and must not begin with ``__``; an id that is otherwise
-    (a message not written by psq) becomes its beginning and a hash, and begins with a colon.
-    """
-    if id.isascii() and 0 < len(id) <= KEY_CHARACTERS and not id.startswith("__"):
-        return id
-    data = id.encode("utf-8", "surrogatepass")
-    return f":{id[:100].encode('ascii', 'replace').decode()}~{hashlib.blake2b(data, digest_size=16).hexdigest()}"
+# keys
 
 
 def dead_name(key: str) -> str:
@@ -94,180 +82,129 @@ def dead_name(key: str) -> str:
     return f"{key_name(id)}:{attempt}"
 
 
-def milliseconds(at: float) -> int:
-    """Unix time in whole milliseconds, within 13 digits."""
-    return min(LAST_MS, max(0, int(at * 1000)))
-
-
-def ix_shard(id: str) -> str:
-    """The shard of an id: one hex digit."""
-    return IX_SHARDS[zlib.crc32(id.encode("utf-8", "replace")) & 15]
-
-
-@functools.lru_cache(maxsize=4096)
-def ix_name(name: str) -> str:
-    """A queue's or function's name as it stands in `ix`: without colons, and short."""
-    escaped = name.encode("utf-8", "replace").decode().replace("%", "%25").replace(":", "%3A")
-    data = escaped.encode()
-    if len(data) <= IX_NAME_BYTES:
-        return escaped
-    digest = hashlib.blake2b(data, digest_size=8).hexdigest()
-    return data[: IX_NAME_BYTES - 17].decode("utf-8", "ignore") + "~" + digest
-
-
-def eta_key(item: Scheduled, shards: int) -> str:
+def eta_name(item: Scheduled, shards: int) -> str:
     """The key name of a scheduled message: its shard, then its time, so that a range of keys is what is due."""
     shard = zlib.crc32(item.id.encode("utf-8", "replace")) % shards
     return f"{shard}:{milliseconds(item.due_at):013d}:{key_name(item.id)}"
 
 
-def part_names(letter: str, name: str, token: str, parts: int) -> list[str]:
-    """Key names of the parts of a head, in order.
-
-    Args:
-        letter: ``t``, ``d`` or ``e``: the head's kind.
-        name: The head's key name.
-        token: `Packed.token`.
-        parts: How many.
-    """
-    return [f"{letter}:{name}:{token}:{number}" for number in range(parts)]
-
-
-# values
-
-
-def put_text(properties: Any, name: str, value: str) -> None:
-    """Set an unindexed text; one that UTF-8 can't say (lone surrogates) becomes a blob."""
-    prop = properties[name]
-    try:
-        prop.string_value = value
-    except UnicodeEncodeError:
-        prop.blob_value = value.encode("utf-8", "surrogatepass")
-    prop.exclude_from_indexes = True
-
-
-def _put_float(properties: Any, name: str, value: float) -> None:
-    prop = properties[name]
-    prop.double_value = value
-    prop.exclude_from_indexes = True
-
-
-def _put_int(properties: Any, name: str, value: int) -> None:
-    prop = properties[name]
-    prop.integer_value = value
-    prop.exclude_from_indexes = True
-
-
-def _put_blob(properties: Any, name: str, value: bytes) -> None:
-    prop = properties[name]
-    prop.blob_value = value
-    prop.exclude_from_indexes = True
-
-
-def put_time(properties: Any, name: str, at: float) -> None:
-    """Set an unindexed timestamp (whole seconds, rounded up): the TTL property."""
-    prop = properties[name]
-    prop.timestamp_value.seconds = min(LAST_SECOND, max(0, math.ceil(at)))
-    prop.exclude_from_indexes = True
-
-
-def _put_ix(properties: Any, *values: str) -> None:
-    array = properties["ix"].array_value.values
-    for value in values:
-        array.add().string_value = value
-
-
-def read(properties: Any, name: str, default: Any = None) -> Any:
-    """The value of a property, or the default where it is missing or null."""
-    if name not in properties:
-        return default
-    prop = properties[name]
-    kind = prop.WhichOneof("value_type")
-    return default if kind is None or kind == "null_value" else getattr(prop, kind)
-
-
-def _read_text(properties: Any, name: str) -> str:
-    value = read(properties, name, "")
-    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else str(value)
-
-
-def _put_packed(properties: Any, packed: Packed) -> None:
-    _put_int(properties, "size", packed.size)
-    if packed.parts:
-        _put_text_plain(properties, "token", packed.token)
-        _put_int(properties, "parts", packed.parts)
-    else:
-        _put_blob(properties, "packed", packed.data)
-
-
-def _put_text_plain(properties: Any, name: str, value: str) -> None:
-    prop = properties[name]
-    prop.string_value = value
-    prop.exclude_from_indexes = True
-
-
-def _content(properties: Any, parts: Sequence[bytes] | None) -> list[bytes | None] | None:
-    """The packed fields of a head, or None where they stand in plain properties."""
-    size = read(properties, "size")
-    if size is None:
-        return None
-    data = read(properties, "packed")
-    if data is None:
-        if parts is None:
-            raise StorageError("parts of stored content are missing")
-        data = b"".join(parts)
-    return unpack(data, size)
-
-
 # psq-task
 
 
-def task_content(record: TaskRecord) -> list[bytes | None]:
-    """What of a record may be large: result and error."""
-    error = None if record.error is None else _dumps(record.error).encode()
-    return [record.result, error]
+class TaskHead(Head):
+    """A record to write. The error is JSON by then.
 
-
-def fill_task(record: TaskRecord, content: Sequence[bytes | None], packed: Packed | None, entity: Any) -> None:
-    """Write a record into an entity.
-
-    Args:
-        record: The record.
-        content: `task_content` of it.
-        packed: The same, packed, where it is too large for plain properties.
-        entity: An empty entity whose key is set.
+    Raises:
+        TypeError: The error is no JSON.
+        ValueError: As above.
     """
+
+    kind = TASK
+    letter = "t"
+    guarded = True
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: TaskRecord, seen: Seen | None = None) -> None:
+        self.record = record
+        name = key_name(record.id)
+        super().__init__(
+            name,
+            (record.result, None if record.error is None else _dumps(record.error).encode()),
+            names=3 * (len(record.queue) + len(record.function) + len(record.worker) + len(name)),
+            look=record.run > 1,  # requeued: its failure is there
+            seen=seen,
+        )
+        self.expires_at = record.expires_at
+
+    def replaces(self, seen: Seen) -> bool:
+        """Terminal states stay, unless they have expired or this is of a later attempt or run."""
+        if seen.entity is None:  # written by ourselves a moment ago
+            return True
+        properties = seen.entity.properties
+        if read(properties, "state") not in TERMINAL or is_expired(read(properties, "expires_at")):
+            return True
+        there: tuple[int, int] = (read(properties, "run", 1), read(properties, "attempt", 1))
+        return (self.record.run, self.record.attempt) > there
+
+    def fill(self, entity: Any) -> None:
+        """See `Write.fill`."""
+        record = self.record
+        started, finished, expires = record.started_at, record.finished_at, record.expires_at
+        constant, views = _task_template(
+            record.state,
+            record.queue,
+            record.function,
+            record.worker,
+            record.attempt,
+            record.run,
+            started is not None,
+            finished is not None,
+            expires is not None,
+        )
+        entity.MergeFromString(constant)
+        properties = entity.properties
+        at = record.enqueued_at
+        properties["enqueued_at"].double_value = at
+        if started is not None:
+            properties["started_at"].double_value = at = started
+        if finished is not None:
+            properties["finished_at"].double_value = at = finished
+        if expires is not None:
+            properties["expires_at"].double_value = expires
+            properties["expires"].timestamp_value.seconds = whole_seconds(expires)
+        if self.packed is not None:
+            put_packed(properties, self.packed)
+        else:
+            result, error = self.content
+            if result is not None:
+                put_blob(properties, "result", result)
+            if error is not None:
+                put_string(properties, "error", error.decode())
+        if self.name != record.id:
+            put_text(properties, "id", record.id)
+        tail = f"{ix_shard(record.id)}:{milliseconds(at):013d}"
+        add = properties["ix"].array_value.values.add
+        for view in views:
+            add().string_value = view + tail
+
+
+@functools.lru_cache(maxsize=1024)
+def _task_template(
+    state: str,
+    queue: str,
+    function: str,
+    worker: str,
+    attempt: int,
+    run: int,
+    started: bool,
+    finished: bool,
+    expires: bool,
+) -> tuple[bytes, tuple[str, str, str]]:
+    """What the records of one function have in common: reading it in costs less than setting it."""
+    entity = pb().Entity()
     properties = entity.properties
-    state, queue, function = record.state, record.queue, record.function
-    _put_text_plain(properties, "state", state)
+    put_string(properties, "state", state)
     put_text(properties, "queue", queue)
     put_text(properties, "function", function)
-    if entity.key.path[0].name != record.id:
-        put_text(properties, "id", record.id)
-    if record.worker:
-        put_text(properties, "worker", record.worker)
-    _put_int(properties, "attempt", record.attempt)
-    if record.run != 1:
-        _put_int(properties, "run", record.run)
-    _put_float(properties, "enqueued_at", record.enqueued_at)
-    at = record.enqueued_at
-    if record.started_at is not None:
-        _put_float(properties, "started_at", at := record.started_at)
-    if record.finished_at is not None:
-        _put_float(properties, "finished_at", at := record.finished_at)
-    if record.expires_at is not None:
-        _put_float(properties, "expires_at", record.expires_at)
-        put_time(properties, "expires", record.expires_at)
-    if packed is not None:
-        _put_packed(properties, packed)
-    else:
-        result, error = content
-        if result is not None:
-            _put_blob(properties, "result", result)
-        if error is not None:
-            _put_text_plain(properties, "error", error.decode())
-    tail = f"{state}:{ix_shard(record.id)}:{milliseconds(at):013d}"
-    _put_ix(properties, f"s:{tail}", f"q:{ix_name(queue)}:{tail}", f"f:{ix_name(function)}:{tail}")
+    if worker:
+        put_text(properties, "worker", worker)
+    put_int(properties, "attempt", attempt)
+    if run != 1:
+        put_int(properties, "run", run)
+    for name, there in (("enqueued_at", True), ("started_at", started), ("finished_at", finished)):
+        if there:
+            put_float(properties, name, 0.0)
+    if expires:
+        put_float(properties, "expires_at", 0.0)
+        put_time(properties, "expires", 0.0)
+    views = (f"s:{state}:", f"q:{ix_name(queue)}:{state}:", f"f:{ix_name(function)}:{state}:")
+    return entity.SerializeToString(), views
+
+
+def is_expired(expires_at: float | None) -> bool:
+    """True for what is over, whether or not a TTL policy has deleted it."""
+    return expires_at is not None and expires_at <= time.time()
 
 
 def task_of(entity: Any, parts: Sequence[bytes] | None = None) -> TaskRecord | None:
@@ -286,16 +223,16 @@ def task_of(entity: Any, parts: Sequence[bytes] | None = None) -> TaskRecord | N
     properties = entity.properties
     if "state" not in properties:
         return None
-    content = _content(properties, parts)
+    content = packed_fields(properties, parts)
     if content is None:
         error = read(properties, "error")
         content = [read(properties, "result"), None if error is None else error.encode()]
     result, error = content
     return TaskRecord(
-        id=_read_text(properties, "id") or entity.key.path[0].name,
+        id=read_text(properties, "id") or entity.key.path[0].name,
         state=read(properties, "state", ""),
-        queue=_read_text(properties, "queue"),
-        function=_read_text(properties, "function"),
+        queue=read_text(properties, "queue"),
+        function=read_text(properties, "function"),
         attempt=read(properties, "attempt", 1),
         run=read(properties, "run", 1),
         enqueued_at=read(properties, "enqueued_at", 0.0),
@@ -303,7 +240,7 @@ def task_of(entity: Any, parts: Sequence[bytes] | None = None) -> TaskRecord | N
         finished_at=read(properties, "finished_at"),
         result=result,
         error=None if error is None else json.loads(error),
-        worker=_read_text(properties, "worker"),
+        worker=read_text(properties, "worker"),
         expires_at=read(properties, "expires_at"),
     )
 
@@ -311,31 +248,40 @@ def task_of(entity: Any, parts: Sequence[bytes] | None = None) -> TaskRecord | N
 # psq-dead
 
 
-def dead_content(letter: DeadLetter) -> list[bytes | None]:
-    """What of a dead letter may be large."""
-    return [letter.payload, *(text.encode("utf-8", "surrogatepass") for text in (letter.error, letter.traceback))]
+class DeadHead(Head):
+    """A dead letter to write."""
 
+    kind = DEAD
+    letter = "d"
 
-def fill_dead(letter: DeadLetter, packed: Packed | None, entity: Any) -> None:
-    """Write a dead letter into an entity; see `fill_task`."""
-    properties = entity.properties
-    put_text(properties, "id", letter.id)
-    _put_int(properties, "attempt", letter.attempt)
-    put_text(properties, "queue", letter.queue)
-    put_text(properties, "function", letter.function)
-    put_text(properties, "reason", letter.reason)
-    _put_float(properties, "enqueued_at", letter.enqueued_at)
-    _put_float(properties, "died_at", letter.died_at)
-    if letter.deaths:
-        _put_text_plain(properties, "deaths", _dumps([dict(death) for death in letter.deaths]))
-    if packed is not None:
-        _put_packed(properties, packed)
-    else:
-        _put_blob(properties, "payload", letter.payload)
-        put_text(properties, "error", letter.error)
-        put_text(properties, "traceback", letter.traceback)
-    tail = f"{ix_shard(letter.id)}:{milliseconds(letter.died_at):013d}"
-    _put_ix(properties, f"a:{tail}", f"q:{ix_name(letter.queue)}:{tail}")
+    __slots__ = ("dead",)
+
+    def __init__(self, dead: DeadLetter) -> None:
+        self.dead = dead
+        texts = (text.encode("utf-8", "surrogatepass") for text in (dead.error, dead.traceback))
+        size = len(dead.id) + len(dead.queue) + len(dead.function) + len(dead.reason) + 200 * len(dead.deaths)
+        super().__init__(dead_name(dead.key), (dead.payload, *texts), names=3 * size)
+
+    def fill(self, entity: Any) -> None:
+        """See `Write.fill`."""
+        dead, properties = self.dead, entity.properties
+        put_text(properties, "id", dead.id)
+        put_int(properties, "attempt", dead.attempt)
+        put_text(properties, "queue", dead.queue)
+        put_text(properties, "function", dead.function)
+        put_text(properties, "reason", dead.reason)
+        put_float(properties, "enqueued_at", dead.enqueued_at)
+        put_float(properties, "died_at", dead.died_at)
+        if dead.deaths:
+            put_string(properties, "deaths", _dumps([dict(death) for death in dead.deaths]))
+        if self.packed is not None:
+            put_packed(properties, self.packed)
+        else:
+            put_blob(properties, "payload", dead.payload)
+            put_text(properties, "error", dead.error)
+            put_text(properties, "traceback", dead.traceback)
+        tail = f"{ix_shard(dead.id)}:{milliseconds(dead.died_at):013d}"
+        put_ix(properties, f"a:{tail}", f"q:{ix_name(dead.queue)}:{tail}")
 
 
 def dead_of(entity: Any, parts: Sequence[bytes] | None = None) -> DeadLetter | None:
@@ -343,22 +289,22 @@ def dead_of(entity: Any, parts: Sequence[bytes] | None = None) -> DeadLetter | N
     properties = entity.properties
     if "reason" not in properties:
         return None
-    content = _content(properties, parts)
+    content = packed_fields(properties, parts)
     if content is None:
         payload, error, traceback = (
             read(properties, "payload", b""),
-            _read_text(properties, "error"),
-            _read_text(properties, "traceback"),
+            read_text(properties, "error"),
+            read_text(properties, "traceback"),
         )
     else:
         payload = content[0] or b""
         error, traceback = ((field or b"").decode("utf-8", "surrogatepass") for field in content[1:3])
     return DeadLetter(
-        id=_read_text(properties, "id"),
+        id=read_text(properties, "id"),
         attempt=read(properties, "attempt", 1),
-        queue=_read_text(properties, "queue"),
-        function=_read_text(properties, "function"),
-        reason=_read_text(properties, "reason"),
+        queue=read_text(properties, "queue"),
+        function=read_text(properties, "function"),
+        reason=read_text(properties, "reason"),
         payload=payload,
         error=error,
         traceback=traceback,
@@ -368,31 +314,34 @@ def dead_of(entity: Any, parts: Sequence[bytes] | None = None) -> DeadLetter | N
     )
 
 
-# psq-claim, psq-eta and psq-part
+# psq-eta and psq-claim
 
 
-def fill_claim(owner: str, until: float, token: int, kept: float, entity: Any) -> None:
-    """Write a claim into an entity; `kept` is seconds after its end that it stays."""
-    properties = entity.properties
-    put_text(properties, "owner", owner)
-    _put_float(properties, "until", until)
-    _put_int(properties, "token", token)
-    put_time(properties, "expires", until + kept)
+class EtaHead(Head):
+    """A scheduled message to write."""
 
+    kind = ETA
+    letter = "e"
 
-def fill_eta(item: Scheduled, packed: Packed | None, entity: Any) -> None:
-    """Write a scheduled message into an entity; see `fill_task`."""
-    properties = entity.properties
-    put_text(properties, "id", item.id)
-    put_text(properties, "queue", item.queue)
-    _put_float(properties, "due_at", item.due_at)
-    attributes: Mapping[str, str] = item.attributes
-    if attributes:
-        _put_text_plain(properties, "attributes", _dumps(dict(attributes)))
-    if packed is not None:
-        _put_packed(properties, packed)
-    else:
-        _put_blob(properties, "data", item.data)
+    __slots__ = ("item",)
+
+    def __init__(self, item: Scheduled, shards: int) -> None:
+        self.item = item
+        size = sum(len(key) + len(value) for key, value in item.attributes.items()) + len(item.queue) + len(item.id)
+        super().__init__(eta_name(item, shards), (item.data,), names=6 * size)
+
+    def fill(self, entity: Any) -> None:
+        """See `Write.fill`."""
+        item, properties = self.item, entity.properties
+        put_text(properties, "id", item.id)
+        put_text(properties, "queue", item.queue)
+        put_float(properties, "due_at", item.due_at)
+        if item.attributes:
+            put_string(properties, "attributes", _dumps(dict(item.attributes)))
+        if self.packed is not None:
+            put_packed(properties, self.packed)
+        else:
+            put_blob(properties, "data", item.data)
 
 
 def eta_of(entity: Any, parts: Sequence[bytes] | None = None) -> Scheduled | None:
@@ -400,19 +349,47 @@ def eta_of(entity: Any, parts: Sequence[bytes] | None = None) -> Scheduled | Non
     properties = entity.properties
     if "due_at" not in properties:
         return None
-    content = _content(properties, parts)
+    content = packed_fields(properties, parts)
     return Scheduled(
-        id=_read_text(properties, "id"),
+        id=read_text(properties, "id"),
         due_at=read(properties, "due_at"),
-        queue=_read_text(properties, "queue"),
+        queue=read_text(properties, "queue"),
         data=read(properties, "data", b"") if content is None else content[0] or b"",
         attributes=json.loads(read(properties, "attributes", "{}")),
         key=entity.key.path[0].name,
     )
 
 
-def fill_part(data: bytes, expires_at: float | None, entity: Any) -> None:
-    """Write a part into an entity."""
-    _put_blob(entity.properties, "data", data)
-    if expires_at is not None:
-        put_time(entity.properties, "expires", expires_at)
+class Claim(Write):
+    """A claim to take, prolong or (with negative seconds) end.
+
+    Args:
+        key: What is claimed.
+        owner: Who claims.
+        seconds: How long from now.
+    """
+
+    kind = CLAIM
+    guarded = True
+
+    __slots__ = ("_owner", "_seconds", "_token")
+
+    def __init__(self, key: str, owner: str, seconds: float) -> None:
+        super().__init__(key_name(key), CLAIM_BYTES, look=True)
+        self._owner, self._seconds, self._token = owner, seconds, 0
+
+    def replaces(self, seen: Seen) -> bool:
+        """True where it is ours, or over."""
+        properties = seen.entity.properties
+        self._token = read(properties, "token", 0)
+        if read_text(properties, "owner") == self._owner:
+            return True
+        return self._seconds > 0 and is_expired(read(properties, "until", 0.0))
+
+    def fill(self, entity: Any) -> None:
+        """See `Write.fill`."""
+        properties, until = entity.properties, time.time() + self._seconds
+        put_text(properties, "owner", self._owner)
+        put_float(properties, "until", until)
+        put_int(properties, "token", self._token + 1)
+        put_time(properties, "expires", until + CLAIM_KEPT)

@@ -3,53 +3,91 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from psq.storages.datastore_api import Api
-from psq.storages.datastore_commit import KEPT, Committer, Seen, Write, delete, guarded, upsert
-from psq.storages.datastore_entities import PART, fill_part, part_names, read
+from psq.storages.datastore_commit import KEPT, Committer, Delete, Ended, Seen, Write
 from psq.storages.datastore_packing import INLINE_BYTES, Packed, check_size, off_hub, pack
+from psq.storages.datastore_values import put_blob, put_time, read
 
-__all__ = ["Head", "Heads"]
+__all__ = ["PART", "Head", "Heads", "part_names"]
 
+PART = "psq-part"
 #: Bytes of a head without content and names: key, times, and names of properties.
 HEAD_BYTES = 500
-#: Bytes of a part or of a deletion without content.
-SMALL_BYTES = 200
-
-Added = Callable[[Any, "Exception | None"], None]
+#: Bytes of a part without content and name.
+PART_HEAD_BYTES = 200
 
 
-@dataclass(slots=True)
-class Head:
-    """One record to write.
+def part_names(letter: str, name: str, token: str, parts: int) -> list[str]:
+    """Key names of the parts of a head, in order.
+
+    Args:
+        letter: ``t``, ``d`` or ``e``: the head's kind.
+        name: The head's key name.
+        token: `Packed.token`.
+        parts: How many.
+    """
+    return [f"{letter}:{name}:{token}:{number}" for number in range(parts)]
+
+
+class Head(Write):
+    """A record to write, with content that may be large.
 
     Attributes:
-        kind: Its kind.
-        letter: Names the kind in the keys of parts.
-        name: Its key name.
+        letter: Names its kind in the keys of parts.
         content: The fields that may be large.
-        fill: ``fill(packed, entity)`` writes it; `packed` is None where the content fits as it is.
-        names: Characters of what else is in it.
-        expires_at: Unix time, for its parts.
-        replaces: As `Write.replaces`; None: it replaces whatever is there.
-        seen: As `Write.seen`.
-        look: As `Write.look`.
+        packed: The same, packed, where it is too large for plain properties.
+        expires_at: Unix time after which its parts may be swept, or None.
+        length: Bytes of the content.
     """
 
-    kind: str
-    letter: str
-    name: str
-    content: Sequence[bytes | None]
-    fill: Callable[[Packed | None, Any], None]
-    names: int = 0
-    expires_at: float | None = None
-    replaces: Callable[[Seen], bool] | None = None
-    seen: Seen | None = None
-    look: bool = False
+    letter: ClassVar[str]
+
+    __slots__ = ("content", "expires_at", "length", "packed")
+
+    def __init__(
+        self,
+        name: str,
+        content: Sequence[bytes | None],
+        *,
+        names: int,
+        look: bool = False,
+        seen: Seen | None = None,
+    ) -> None:
+        length = 0
+        for field in content:
+            if field is not None:
+                length += len(field)
+        super().__init__(name, HEAD_BYTES + names + length, look=look, seen=seen)
+        self.content, self.length = content, length
+        self.packed: Packed | None = None
+        self.expires_at: float | None = None
+
+    @property
+    def token(self) -> str:
+        """`Packed.token` where it has parts, else ""."""
+        return self.packed.token if self.packed is not None and self.packed.parts else ""
+
+
+class Part(Write):
+    """One part of a head's content."""
+
+    kind = PART
+
+    __slots__ = ("_data", "_expires_at")
+
+    def __init__(self, name: str, data: bytes, expires_at: float | None) -> None:
+        super().__init__(name, PART_HEAD_BYTES + len(name) + len(data))
+        self._data, self._expires_at = data, expires_at
+
+    def fill(self, entity: Any) -> None:
+        """See `Write.fill`."""
+        put_blob(entity.properties, "data", self._data)
+        if self._expires_at is not None:
+            put_time(entity.properties, "expires", self._expires_at)
 
 
 class Heads:
@@ -64,46 +102,32 @@ class Heads:
     def __init__(self, api: Api, commits: Committer, limit: int) -> None:
         self._api, self._commits, self._limit = api, commits, limit
 
-    def put(self, head: Head, done: Added) -> None:
-        """Write a head; ``done(version | KEPT, error)``. Never blocks for long.
+    def put(self, head: Head, done: Ended) -> None:
+        """Write a head and its parts; ``done(version | KEPT, error)``. Never blocks for long.
 
         Raises:
             StorageRefused: The content is over the limit.
         """
-        size = 0
-        for field in head.content:
-            if field is not None:
-                size += len(field)
-        if size <= INLINE_BYTES:
-            self._put_head(head, None, size, done)
+        if head.length <= INLINE_BYTES:
+            self._commits.add(head, done)
             return
-        check_size(size, self._limit, f"{head.kind} {head.name!r}")
+        check_size(head.length, self._limit, f"{head.kind} {head.name!r}")
 
         def packed(result: Packed | None, error: Exception | None) -> None:
             if result is None:
                 done(None, error)
-            elif result.parts:
+                return
+            head.packed = result
+            head.size -= head.length
+            if result.parts:
                 self._put_parts(head, result, done)
             else:
-                self._put_head(head, result, len(result.data), done)
+                head.size += len(result.data)
+                self._commits.add(head, done)
 
         off_hub(partial(pack, head.content), packed)
 
-    def _put_head(self, head: Head, packed: Packed | None, size: int, done: Added) -> None:
-        fill = partial(head.fill, packed)
-        if head.replaces is None:
-            write = upsert(head.kind, head.name, fill)
-        else:
-            write = guarded(head.kind, head.name, fill, head.replaces, look=head.look)
-            write.seen = head.seen
-            token = packed.token if packed is not None and packed.parts else ""
-            if token:
-                done = partial(self._put_large, head, write, token, packed.parts, done)  # type: ignore[union-attr]
-            else:
-                done = partial(self._put_small, head, write, done)
-        self._commits.add(write, HEAD_BYTES + head.names + size, done)
-
-    def _put_parts(self, head: Head, packed: Packed, done: Added) -> None:
+    def _put_parts(self, head: Head, packed: Packed, done: Ended) -> None:
         names = part_names(head.letter, head.name, packed.token, packed.parts)
         lock = threading.Lock()
         left = len(names)
@@ -120,40 +144,28 @@ class Heads:
             if problem is not None:
                 done(None, problem)
             else:
-                self._put_head(head, packed, 0, done)
+                self._commits.add(head, done)
 
         for number, name in enumerate(names):
-            data = packed.part(number)
-            write = upsert(PART, name, partial(fill_part, data, head.expires_at))
-            self._commits.add(write, SMALL_BYTES + len(name) + len(data), written)
+            self._commits.add(Part(name, packed.part(number), head.expires_at), written)
 
-    def _put_small(self, head: Head, write: Write, done: Added, result: Any, error: Exception | None) -> None:
-        if write.seen is not None and error is None and result is not KEPT:
-            self._drop(head, write.seen, "")
-        done(result, error)
+    def tidy(self, head: Head, result: Any) -> None:
+        """Delete parts that nothing names after a guarded head was written, or was not (KEPT).
 
-    def _put_large(
-        self, head: Head, write: Write, token: str, parts: int, done: Added, result: Any, error: Exception | None
-    ) -> None:
-        if error is None and write.seen is not None:
-            if result is not KEPT:
-                self._drop(head, write.seen, token)
-            elif write.seen.entity is not None and read(write.seen.entity.properties, "token", "") != token:
-                self._delete_later(part_names(head.letter, head.name, token, parts))
-        done(result, error)
-
-    def _drop(self, head: Head, replaced: Seen, token: str) -> None:
-        """Delete the parts of what was replaced."""
-        if replaced.entity is None:
+        Returns at once; where it fails they stay until they expire.
+        """
+        if head.seen is None or head.seen.entity is None:
             return
-        properties = replaced.entity.properties
-        old = read(properties, "token", "")
-        if old and old != token:
-            self._delete_later(part_names(head.letter, head.name, old, read(properties, "parts", 0)))
-
-    def _delete_later(self, names: Sequence[str]) -> None:
-        for name in names:  # at worst they stay until they expire
-            self._commits.add(delete(PART, name), SMALL_BYTES + len(name), lambda result, error: None)
+        there = head.seen.entity.properties
+        token = read(there, "token", "")
+        if token == head.token:
+            return
+        if result is KEPT:
+            names = part_names(head.letter, head.name, head.token, head.packed.parts) if head.packed else []
+        else:
+            names = part_names(head.letter, head.name, token, read(there, "parts", 0))
+        for name in names:
+            self._commits.add(Delete(PART, name), lambda result, error: None)
 
     def delete(self, kind: str, letter: str, names: Sequence[str], parted: Sequence[str] | None, what: str) -> None:
         """Delete heads and their parts, and wait; unknown ones are no error.
@@ -179,5 +191,4 @@ class Heads:
             self._delete(PART, self._api.names_between(PART, prefix, prefix[:-1] + ";", what))
 
     def _delete(self, kind: str, names: Sequence[str]) -> None:
-        writes = [(delete(kind, name), SMALL_BYTES + len(name)) for name in names]
-        self._commits.write(writes, self._api.timeout)
+        self._commits.write([Delete(kind, name) for name in names], self._api.timeout)

@@ -1,4 +1,8 @@
-"""Listings, newest first: one range of `ix` a shard, merged by time; and heads read with their parts."""
+"""Listings, newest first: ranges of `ix` merged by time; and heads read with their parts.
+
+A view (``s:failed``) that is smaller than a page is read with one query; of a
+larger one each shard is a range by itself.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from typing import Any, TypeVar
 
 from psq.errors import StorageError
 from psq.storages.datastore_api import Api, pb
-from psq.storages.datastore_entities import IX_SHARDS, PART, part_names, read
+from psq.storages.datastore_heads import PART, part_names
 from psq.storages.datastore_packing import THREAD_BYTES, on_native_thread
+from psq.storages.datastore_values import IX_SHARDS, read
 
 __all__ = ["newest_first", "read_heads", "read_named"]
 
@@ -40,11 +45,19 @@ def newest_first(api: Api, kind: str, views: Sequence[str], limit: int | None, w
         StorageRefused: No permission.
     """
     page = PAGE if limit is None else max(1, min(PAGE, limit))
-    requests = [_range(api, kind, f"{view}:{shard}:", page) for view in views for shard in IX_SHARDS]
-    first = api.call_many(pb().run_query, requests, what)
-    shards = [_entries(api, request, answer, what) for request, answer in zip(requests, first, strict=True)]
+    requests = [_range(api, kind, f"{view}:", page) for view in views]
+    ranges: list[Iterator[tuple[str, str]]] = []
+    many: list[str] = []
+    for view, answer in zip(views, api.call_many(pb().run_query, requests, what), strict=True):
+        if api.is_last(answer.batch, page):
+            ranges.append(iter(sorted(map(_entry, answer.batch.entity_results), reverse=True)))
+        else:  # more than a page: a range a shard
+            many.append(view)
+    requests = [_range(api, kind, f"{view}:{shard}:", page) for view in many for shard in IX_SHARDS]
+    for request, answer in zip(requests, api.call_many(pb().run_query, requests, what), strict=True):
+        ranges.append(_entries(api, request, answer, what))
     seen: set[str] = set()
-    for _, name in heapq.merge(*shards, reverse=True):
+    for _, name in heapq.merge(*ranges, reverse=True):
         if name not in seen:  # one whose state changed meanwhile is in two ranges
             seen.add(name)
             yield name
@@ -67,14 +80,18 @@ def _range(api: Api, kind: str, prefix: str, page: int) -> Any:
     return request
 
 
+def _entry(result: Any) -> tuple[str, str]:
+    """(Time, key name) of an index entry."""
+    entity = result.entity
+    return entity.properties["ix"].string_value.rpartition(":")[2], entity.key.path[0].name
+
+
 def _entries(api: Api, request: Any, answer: Any, what: str) -> Iterator[tuple[str, str]]:
     """(Time, key name) of one range, falling."""
     while True:
         batch = answer.batch
-        for result in batch.entity_results:
-            time = result.entity.properties["ix"].string_value.rpartition(":")[2]
-            yield time, result.entity.key.path[0].name
-        if not batch.entity_results or batch.more_results in pb().NO_MORE_AT_ALL:
+        yield from map(_entry, batch.entity_results)
+        if api.is_last(batch, request.query.limit.value):
             return
         request.query.start_cursor = batch.end_cursor
         answer = api.call(pb().run_query, request, what)
