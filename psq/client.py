@@ -140,11 +140,15 @@ class Client:
             return self._storages[storage]
 
     def tell(self, storage: Storage | None) -> None:
-        """Say once, in the log, where tasks go and where results are read."""
+        """Say once, in the log, where tasks go and where results are read, and what looks wrong about it."""
         if not self._told:
             self._told = True
+            from psq.notices import notices
+
             where = "nowhere" if storage is None else storage.url
-            log.info("tasks go to %s, results are read from %s", self.url, where)
+            log.info("tasks go to %s, results are read from %s", self.broker.url, where)
+            for notice in notices(self.broker):
+                log.warning("%s", notice)
 
     def reset_after_fork(self) -> None:
         """In a forked child: the lock may have been held. Broker and storages are reset by themselves."""

@@ -142,7 +142,8 @@ def storage_of(url: str, broker_url: str = "") -> Storage | None:
     scheme = _scheme(url, _STORAGES, "storage", _STORAGE_FORMS)
     if scheme == "sqlite":
         default = sqlite_path(broker_url, default_path()) if broker_url.startswith("sqlite://") else default_path()
-        url = f"sqlite://{sqlite_path(url, default)}"
+        query = url.partition("?")[2]
+        url = f"sqlite://{sqlite_path(url, default)}{'?' * bool(query)}{query}"
     storage: Storage = backend(_STORAGES[scheme], scheme).from_url(url)
     return storage
 

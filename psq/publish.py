@@ -24,6 +24,8 @@ __all__ = ["DEFAULT_PUBLISH_TIMEOUT", "Draft", "draft", "outgoing", "send", "sen
 DEFAULT_PUBLISH_TIMEOUT = 10.0
 #: Seconds after the timeout at which a broker that has not called back is given up.
 GRACE = 5.0
+#: More bytes than the attributes of any message have.
+MAX_ATTRIBUTE_BYTES = 2000
 #: Most messages, and bytes of them, that `send_many` hands to the broker at a time: what it holds in memory.
 WINDOW, WINDOW_BYTES = 10_000, 64 * 1024 * 1024
 
@@ -77,7 +79,9 @@ def outgoing(broker: Broker, spec: QueueSpec, storage: Storage | None, task: Dra
     if storage is not None:
         message.reply = storage.identity
     data, beside = encode(message), attributes(message)
-    size = len(data) + sum(len(key) + len(value.encode()) for key, value in beside.items())
+    size = len(data)
+    if size > broker.max_message_bytes - MAX_ATTRIBUTE_BYTES:
+        size += sum(len(key) + len(value.encode()) for key, value in beside.items())
     if size > broker.max_message_bytes:
         raise MessageTooLarge(
             f"the arguments of {message.function} make a message of {size:,} bytes, and the broker takes "

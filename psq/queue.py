@@ -110,6 +110,7 @@ class Queue:
         kind = type(self).__name__
         bound = bind(args, kwargs, kind)
         self.name: str = _checked_name(bound.get("name", self._default_name))
+        self._spec = QueueSpec(self.name, broadcast=self.broadcast)
         self.extra_context: ExtraContext | None = bound.get("extra_context")
         self.asynchronous = bool(bound.get("asynchronous", True))
         given = bound.get("storage", DEFAULT)
@@ -146,7 +147,7 @@ class Queue:
     @property
     def spec(self) -> QueueSpec:
         """What a broker must know of it."""
-        return QueueSpec(self.name, broadcast=self.broadcast)
+        return self._spec
 
     # enqueue
 
@@ -298,6 +299,7 @@ class Queue:
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         copy.name = _checked_name(name)
+        copy._spec = QueueSpec(copy.name, broadcast=self.broadcast)
         copy._options = None
         return copy
 
@@ -311,7 +313,7 @@ class Queue:
         broker = self._broker()
         storage = self.storage
         self.client.tell(storage)
-        send(broker, outgoing(broker, self.spec, storage, task), task.timeout)
+        send(broker, outgoing(broker, self._spec, storage, task), task.timeout)
 
     def _send_all(self, drafts: Sequence[Draft], results: Sequence[TaskResult]) -> None:
         if not self.asynchronous:
@@ -319,7 +321,7 @@ class Queue:
                 self._run_inline(task, result)
             return
         broker = self._broker()
-        storage, spec = self.storage, self.spec
+        storage, spec = self.storage, self._spec
         self.client.tell(storage)
         messages = []
         for index, task in enumerate(drafts):

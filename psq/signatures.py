@@ -80,4 +80,4 @@ def _of_google(publisher: Any, subscriber: Any, project: str) -> Client:
     from psq.google.clients import settings_of
 
     settings = settings_of(publisher if publisher is not None else subscriber)
-    return Client(project=project, endpoint=settings.endpoint, credentials=settings.credentials)
+    return Client(project=project, endpoint=settings["endpoint"], credentials=settings["credentials"])

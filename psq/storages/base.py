@@ -5,10 +5,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from psq.brokers.base import DeadLetters
 from psq.group_commit import Done
+
+if TYPE_CHECKING:
+    from psq.result import Task
 
 __all__ = [
     "CANCELLED",
@@ -206,13 +209,18 @@ class Storage(DeadLetters):
 
     # psq 0.8's names
 
-    def get_task(self, task_id: str) -> TaskRecord | None:
-        """The record of one task, or None."""
-        return self.get([task_id]).get(task_id)
+    def get_task(self, task_id: str) -> Task | None:
+        """One task with its value, or None. Blocking."""
+        from psq.result import Task
 
-    def list_tasks(self) -> Iterator[TaskRecord]:
-        """All records, newest first."""
-        return self.find()
+        record = self.get([task_id]).get(task_id)
+        return None if record is None else Task(record)
+
+    def list_tasks(self) -> Iterator[Task]:
+        """All tasks, newest first. Blocking."""
+        from psq.result import Task
+
+        return map(Task, self.find())
 
     def delete_task(self, task_id: str) -> None:
         """Delete one record."""
