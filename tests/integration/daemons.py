@@ -65,10 +65,11 @@ class Psqd:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            with self._seen:
-                self.lines.append(line.rstrip("\n"))
-                self._seen.notify_all()
+        with process.stdout as stream:
+            for line in stream:
+                with self._seen:
+                    self.lines.append(line.rstrip("\n"))
+                    self._seen.notify_all()
         with self._seen:
             self._seen.notify_all()
 

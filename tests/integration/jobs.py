@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from subprocess import call  # noqa: F401  (re-exported: not to be run)
 
 import psq
 

@@ -9,6 +9,9 @@ from collections.abc import Callable
 import pytest
 
 import psq
+from psq.brokers.base import Outgoing
+from psq.concurrency import Waiter
+from psq.message import Message, attributes, encode
 from tests.acceptance.processes import wait_until
 from tests.integration import jobs
 from tests.integration.daemons import Site
@@ -101,13 +104,36 @@ def test_a_delayed_task_survives_a_restart_of_the_daemon(place: Site, queue_of: 
     assert float(line[3]) - sent >= 4
 
 
+FORBIDDEN = [
+    "os:system",
+    "subprocess:call",
+    "tests.integration.jobs:call",  # re-exported
+    "tests.integration.jobs:os.system",
+    "tests.integration.jobs:Traced",
+    "tests.integration.jobs:adder.__globals__",
+    "gevent.subprocess:call",
+]
+
+
+def send_raw(place: Site, name: str, task_id: str) -> psq.TaskResult:
+    """Publish what no client of ours would: the daemon must not trust the publisher."""
+    q = psq.Queue(psq.connect(place.broker), storage=place.storage)
+    message = Message(task_id, name, ["true"], {}, "default", time.time())
+    waiter = Waiter()
+    out = Outgoing(q.spec, encode(message), attributes(message), None, task_id)
+    q.client.broker.publish(out, lambda _, error: waiter.set(error))
+    assert waiter.wait(20)
+    assert waiter.value is None
+    return psq.TaskResult(task_id, q)
+
+
 def test_what_may_not_run_is_a_dead_letter_and_the_worker_goes_on(
     place: Site, queue_of: Callable[..., psq.Queue]
 ) -> None:
     place.daemon("a", QUEUES).start()
     q = queue_of()
-    bad = [q.enqueue(name, "true") for name in ("os:system", "tests.integration.jobs:subprocess.run", "gevent.os:fork")]
     assert q.storage is not None
+    bad = [send_raw(place, name, f"bad-{n}") for n, name in enumerate(FORBIDDEN)]
     for result in bad:
         with pytest.raises(psq.TaskFailed, match="not allowed"):
             result.result(timeout=20)
