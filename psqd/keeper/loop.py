@@ -52,7 +52,7 @@ class Loop:
 
     def wake(self) -> None:
         """End a `wait`. From any thread, also after `close`."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             os.eventfd_write(self._wake_fd, 1)
 
     def _awake(self) -> None:

@@ -29,8 +29,8 @@ MAX_KEY_BYTES = 480 * 1024
 MAX_IN_FLIGHT = 64
 #: Seconds for one request to give back.
 TIMEOUT = 5.0
-#: A request that was not answered in this time never will be, seconds.
-NO_ANSWER = 15.0
+#: A giving back, and a strike, that were not answered in this time never will be, seconds: clients wait less.
+NO_ANSWER, NO_ANSWER_STRIKE = TIMEOUT + 2, 35.0
 #: Seconds before a failed request is sent again: the first pause, doubled up to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 
@@ -46,7 +46,10 @@ class _Batch:
     record: Mapping[str, Any] | None = None  # of a strike
     failures: int = 0
     at: float = 0.0  # sent, or to be sent
-    error: str = ""
+
+    @property
+    def gives_up(self) -> float:
+        return self.at + (NO_ANSWER if self.record is None else NO_ANSWER_STRIKE)
 
 
 @dataclass(slots=True)
@@ -152,7 +155,7 @@ class Returns:
             if batch is not None:
                 self._answered(batch, not_done, error)
         now = self.clock()
-        for number in [n for n, batch in self._in_flight.items() if batch.at + NO_ANSWER <= now]:
+        for number in [n for n, batch in self._in_flight.items() if batch.gives_up <= now]:
             self._unanswered(self._in_flight.pop(number))
         waiting, self._waiting = self._waiting, []
         for batch in waiting:
@@ -161,7 +164,7 @@ class Returns:
             else:
                 self._waiting.append(batch)
         free = len(self._in_flight) < MAX_IN_FLIGHT
-        ends = [batch.at + NO_ANSWER for batch in self._in_flight.values()]
+        ends = [batch.gives_up for batch in self._in_flight.values()]
         return min([inf, *ends, *(batch.at for batch in self._waiting if free)])
 
     def _send(self, batch: _Batch, now: float) -> None:
@@ -194,13 +197,13 @@ class Returns:
             self.struck += total - len(batch.items)
             if not batch.items:
                 return
-        self._again(batch, error or RuntimeError("not done"))
+        self._again(batch, error or BrokerRefused("its document can't be published again"))
 
     def _unanswered(self, batch: _Batch) -> None:
         error = TimeoutError("no answer")
         if batch.record is None:
             self._again(batch, error)
-        else:  # it may have been published: a second time would be one strike more than there was
+        else:  # it may have been published: a second copy helps nobody
             self.last_error = str(error)
             self.left += len(batch.items)
 
@@ -208,7 +211,7 @@ class Returns:
         self.last_error = f"{type(error).__name__}: {error}"
         now = self.clock()
         if isinstance(error, BrokerRefused) and batch.record is not None:
-            batch.record = None  # we may not publish; the task comes again at once, without the strike
+            batch.record = None  # it can't be published again; the task comes again at once, without the strike
             batch.at = now
         else:
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**batch.failures) * (0.5 + self.jitter())

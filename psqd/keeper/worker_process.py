@@ -175,7 +175,12 @@ class Worker:
         self.signal(signal.SIGKILL)  # before its exec, it may not have its group yet
 
     def reap(self) -> Ended | None:
-        """How it ended, None while it lives. What its tasks had started ends with it, unless it ended well."""
+        """How it ended, None while it lives (and once that was told).
+
+        What its tasks had started ends with it, unless it ended well.
+        """
+        if self._process.returncode is not None:
+            return None
         try:
             info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:  # somebody else reaped it; how it ended is lost

@@ -153,11 +153,21 @@ def test_who_may_not_publish_gives_back_without_the_strike() -> None:
     assert (bench.returns.given_back, bench.returns.struck) == (1, 0)
 
 
+def test_a_document_that_cannot_be_published_again_is_given_back_without_the_strike() -> None:
+    bench = Bench()
+    bench.client.answer = (["k1"], None)
+    bench.add(bench.lease(0), bench.lease(1), states={0: STARTED, 1: STARTED})
+    bench.client.answer = ((), None)
+    bench.run_until(bench.clock.now + 0.01)
+    assert told(bench.client.calls) == [("give_back", ["k1"]), ("strike", ["k0", "k1"])]
+    assert (bench.returns.given_back, bench.returns.struck) == (1, 1)
+
+
 def test_a_strike_without_an_answer_is_not_sent_twice() -> None:
     bench = Bench()
     bench.client.answer = None
     bench.add(bench.lease(0), states={0: STARTED})
-    bench.run_until(bench.clock.now + 29)
+    bench.run_until(bench.clock.now + 60)
     assert [call.verb for call in bench.client.calls] == ["strike"]
     assert bench.returns.pending == 0
     assert bench.returns.left == 1
@@ -166,10 +176,10 @@ def test_a_strike_without_an_answer_is_not_sent_twice() -> None:
 def test_a_giving_back_without_an_answer_is_sent_again() -> None:
     bench = Bench()
     bench.client.answer = None
-    bench.add(bench.lease(0))
-    bench.run_until(bench.clock.now + 10)
+    bench.add(bench.lease(0, seconds=60))
+    bench.run_until(bench.clock.now + 6)
     bench.client.answer = ((), None)
-    bench.run_until(bench.clock.now + 19)
+    bench.run_until(bench.clock.now + 10)
     assert [call.verb for call in bench.client.calls] == ["give_back", "give_back"]
     assert bench.returns.given_back == 1
 
