@@ -2,8 +2,8 @@
 # `make test`: everything but the slow group, in two lanes side by side.
 #
 #   lane 1   the whole suite in plain Python
-#   lane 2   psq's own tests in a process patched by gevent; then the unit tests and the
-#            SQLite contract on the other supported Pythons, where they are found
+#   lane 2   unit tests and contracts in a process that gevent has patched, as the daemon's worker is;
+#            then the unit tests and the SQLite contract on the other supported Pythons, where they are found
 #
 # Two processes and not pytest-xdist, which breaks when it is patched. Lane 2 prints when it has ended.
 # PYTEST_ARGS is handed to lane 1.
@@ -15,9 +15,9 @@ trap 'rm -f "$log"' EXIT
 
 lane2() {
     status=0
-    echo "== psq's tests, patched by gevent"
-    GRPC_ENABLE_FORK_SUPPORT=0 "$bin/python" -m gevent.monkey --module pytest -q -m "not slow and not unpatched" \
-        -p no:cacheprovider tests/unit/psq tests/contract || status=1
+    echo "== unit tests and contracts in a process that gevent has patched"
+    "$bin/python" -m pytest -p tests.patched -p no:cacheprovider -q -m "not slow and not unpatched" \
+        tests/unit tests/contract || status=1
     used=$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     for version in 3.12 3.13; do
         [ "$version" != "$used" ] || continue
@@ -28,7 +28,8 @@ lane2() {
         fi
         other=$(scripts/venv.sh "$version")/bin || { status=1; continue; }
         echo "== unit tests and the SQLite contract on Python $version"
-        "$other/python" -m pytest -q -m "not slow" -p no:cacheprovider tests/unit tests/contract -k "unit or sqlite" || status=1
+        "$other/python" -m pytest -p no:cacheprovider -q -m "not slow" -k "unit or sqlite" \
+            tests/unit tests/contract || status=1
     done
     return $status
 }

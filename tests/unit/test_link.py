@@ -13,6 +13,9 @@ import pytest
 
 from psqd.keeper.link import ENDED, FREE, LINK_VARIABLE, STARTED, KeeperEnd, LinkBroken, WorkerEnd
 
+# Both ends in one process: the keeper's is never patched. Patched, the worker's end is tested by real daemons.
+pytestmark = pytest.mark.unpatched
+
 Ends = tuple[KeeperEnd, WorkerEnd]
 
 
