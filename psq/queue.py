@@ -119,9 +119,10 @@ class Queue:
                 f"storage takes a storage object such as psq.DatastoreStorage(), a URL, or None; not {given!r}"
             )
         if self.extra_context is not None and not callable(self.extra_context):
-            if not all(callable(item) for item in self.extra_context):
+            several = tuple(self.extra_context) if isinstance(self.extra_context, Iterable) else (self.extra_context,)
+            if not all(callable(item) for item in several):
                 raise ConfigError("extra_context takes a callable that gives a context manager, or several")
-            self.extra_context = tuple(self.extra_context)
+            self.extra_context = several
         if isinstance(given, Storage):
             reset_after_fork(given)
         self._home = _Home(client_from(bound.get("client"), kind), given)
