@@ -101,7 +101,8 @@ def requeue(
     """Give dead letters another run: published first, deleted second. Blocking.
 
     A crash between the two leaves the letter and the task: it may run twice, and
-    is never lost. What could not be published, or may not have been, is kept.
+    is never lost. What could not be published, or may not have been, is kept; so
+    is what dies again in the meantime.
 
     Args:
         letters: Of `place`; read lazily, a window at a time.
@@ -143,7 +144,7 @@ def _requeue_window(
     undeleted: Exception | None = None
     if published:
         try:
-            place.delete_dead([letter.key for letter in published])
+            place.discard(published)
         except Exception as error:
             undeleted = error
     return [

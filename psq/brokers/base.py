@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from psq.errors import MessageInvalid
 from psq.group_commit import Done
+from psq.message import decode
 
 __all__ = ["Broker", "DeadLetter", "DeadLetters", "Delivery", "LeaseClient", "Outgoing", "QueueSpec", "Receiver"]
 
@@ -195,7 +197,7 @@ class DeadLetter:
 
     Attributes:
         id: Task id (of an undecodable payload: ``bad-`` and a hash of it).
-        attempt: The attempt that ended here; `key` is ``id:attempt``.
+        attempt: The attempt that ended here.
         queue: The queue it came from.
         function: Its function's name, "" where unknown.
         reason: Short and stable: ``undecodable``, ``not allowed``, ``not found``, ``too new``,
@@ -221,9 +223,21 @@ class DeadLetter:
     deaths: Sequence[Mapping[str, Any]] = ()
 
     @property
+    def run(self) -> int:
+        """The run that ended here, as its payload says: 1, and one more for each time it was requeued."""
+        try:
+            return decode(self.payload).run
+        except MessageInvalid:
+            return 1
+
+    @property
     def key(self) -> str:
-        """What it is stored, shown and requeued by."""
-        return f"{self.id}:{self.attempt}"
+        """What it is stored, shown and requeued by: ``id:attempt``; of a later run ``id:attempt.run``.
+
+        With the run in it, a task that dies again while its letter is being requeued is a letter of its own.
+        """
+        run = self.run
+        return f"{self.id}:{self.attempt}" if run == 1 else f"{self.id}:{self.attempt}.{run}"
 
 
 class DeadLetters(abc.ABC):
@@ -249,6 +263,15 @@ class DeadLetters(abc.ABC):
     @abc.abstractmethod
     def delete_dead(self, keys: Sequence[str]) -> None:
         """Delete by key; unknown ones are no error. Blocking."""
+
+    def discard(self, letters: Sequence[DeadLetter]) -> None:
+        """Delete these letters, but none that was written under the same key since they were read. Blocking.
+
+        What can't be decoded dies again under the same key when it is requeued.
+        """
+        known = {letter.key: letter.died_at for letter in letters}
+        found = (letter for key in known for letter in self.get_dead(key))
+        self.delete_dead([letter.key for letter in found if known.get(letter.key) == letter.died_at])
 
 
 class Broker(abc.ABC):

@@ -70,11 +70,16 @@ class PubSubDeadLetters(DeadLetters):
 
     def delete_dead(self, keys: Sequence[str]) -> None:
         """See `DeadLetters.delete_dead`."""
-        wanted = set(keys)
-        for queue in self._queues(None):
-            if not wanted:
-                return
-            self._all(queue, wanted)
+        if keys:
+            wanted = set(keys)
+            for queue in self._queues(None):
+                self._all(queue, lambda letter: letter.key in wanted)
+
+    def discard(self, letters: Sequence[DeadLetter]) -> None:
+        """See `DeadLetters.discard`."""
+        wanted = {(letter.key, letter.died_at) for letter in letters}
+        for queue in {letter.queue for letter in letters}:
+            self._all(queue, lambda letter: (letter.key, letter.died_at) in wanted)
 
     def _queues(self, queue: str | None) -> Iterable[str]:
         return self._all_queues() if queue is None else [queue]
@@ -99,8 +104,10 @@ class PubSubDeadLetters(DeadLetters):
             if not page:
                 return sorted(queues)
 
-    def _all(self, queue: str, delete: set[str] | None = None) -> dict[str, tuple[DeadLetter, Any]]:
-        """All letters of a queue, by key; of several with one key the latest. Those of `delete` are deleted."""
+    def _all(
+        self, queue: str, delete: Callable[[DeadLetter], bool] | None = None
+    ) -> dict[str, tuple[DeadLetter, Any]]:
+        """All letters of a queue, by key; of several with one key the latest. Those that `delete` wants are deleted."""
         backlog = Backlog(self._channel, self._names.dead_subscription(queue))
         letters: dict[str, tuple[DeadLetter, Any]] = {}
         keep: list[str] = []
@@ -108,7 +115,7 @@ class PubSubDeadLetters(DeadLetters):
             try:
                 for received in backlog.messages(LEASE):
                     letter = load(received.message.data, queue)
-                    if delete is not None and letter.key in delete:
+                    if delete is not None and delete(letter):
                         backlog.ack([received.ack_id])
                         continue
                     keep.append(received.ack_id)

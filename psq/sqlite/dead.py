@@ -75,6 +75,23 @@ class Delete(Work):
             )
 
 
+class _Discard(Work):
+    __slots__ = ("letters",)
+    order = 40
+
+    def __init__(self, letters: Sequence[DeadLetter], done: Done, kinds: Kinds) -> None:
+        super().__init__(done, kinds)
+        self.letters = letters
+
+    def weight(self) -> int:
+        return 100 * len(self.letters)
+
+    @classmethod
+    def write(cls, tx: Transaction, works: Sequence[Self]) -> None:
+        rows = [(letter.key, letter.died_at) for work in works for letter in work.letters]
+        tx.connection.executemany("DELETE FROM dead WHERE key = ? AND died_at = ?", rows)
+
+
 class FileDeadLetters(DeadLetters):
     """The dead letters of a file.
 
@@ -116,6 +133,10 @@ class FileDeadLetters(DeadLetters):
     def delete_dead(self, keys: Sequence[str]) -> None:
         """See the seam."""
         self._handle.call(lambda done: Delete("dead", "key", keys, done, self._handle.kinds))
+
+    def discard(self, letters: Sequence[DeadLetter]) -> None:
+        """See the seam."""
+        self._handle.call(lambda done: _Discard(letters, done, self._handle.kinds))
 
 
 def _letter(row: Sequence[Any]) -> DeadLetter:

@@ -189,6 +189,10 @@ class SQLiteStorage(Storage):
         """As the seam says."""
         self._dead.delete_dead(keys)
 
+    def discard(self, letters: Sequence[DeadLetter]) -> None:
+        """As the seam says."""
+        self._dead.discard(letters)
+
     # life
 
     def tick(self) -> None:
@@ -201,7 +205,7 @@ class SQLiteStorage(Storage):
         return self._pending
 
     def reset_after_fork(self) -> None:
-        """As the seam says; a fork is noticed without it too."""
+        """As the seam says; called by itself after a fork."""
         self._handle.forget()
         self._lock = original("_thread", "allocate_lock")()
         self._pending = 0

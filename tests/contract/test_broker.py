@@ -527,6 +527,21 @@ def test_dead_letters_are_kept_listed_shown_and_deleted(place: BrokerPlace) -> N
     assert {letter.key for letter in other.list_dead("one")} == {"t2:1"}
 
 
+def test_a_dead_letter_that_was_written_again_is_not_discarded(place: BrokerPlace) -> None:
+    dead = place.open().dead_letters()
+    letters = [
+        DeadLetter(id, 1, "one", "m:f", "undecodable", b"\xff", died_at=died_at)
+        for id, died_at in (("t0", 1.0), ("t1", 1.0), ("t0", 2.0))
+    ]
+    for letter in letters:
+        answer = Answer()
+        dead.put_dead(letter, answer)
+        answer.get()
+    dead.discard(letters[:2])
+    assert [(letter.key, letter.died_at) for letter in dead.list_dead("one")] == [("t0:1", 2.0)]
+    dead.discard([])
+
+
 def test_a_dead_letter_keeps_how_its_workers_died(place: BrokerPlace) -> None:
     dead = place.open().dead_letters()
     deaths = [{"signal": "SIGSEGV", "host": "here", "at": 7.0}]

@@ -10,6 +10,7 @@ import pytest
 
 from psq.brokers.base import DeadLetter
 from psq.errors import StorageRefused
+from psq.message import Message, encode
 from psq.storages.base import (
     CANCELLED,
     FAILED,
@@ -347,6 +348,26 @@ def test_deleted_dead_letters_are_gone(storages: StoragePlace) -> None:
     put_dead(storage, letter(1), letter(2))
     storage.delete_dead(["t1:1", "unknown:1"])
     assert [one.key for one in storage.list_dead()] == ["t2:1"]
+
+
+def test_a_letter_that_was_written_again_is_not_discarded(storages: StoragePlace) -> None:
+    storage = storages.open()
+    put_dead(storage, letter(1), letter(2), letter(3))
+    (one,), (two,) = storage.get_dead("t1"), storage.get_dead("t2")
+    put_dead(storage, letter(1, died_at=NOW + 100))
+    storage.discard([one, two, letter(9)])
+    assert [found.key for found in storage.list_dead()] == ["t1:1", "t3:1"]
+    storage.discard([])
+
+
+def test_letters_of_two_runs_are_two_letters(storages: StoragePlace) -> None:
+    storage = storages.open()
+    runs = [letter(1, payload=encode(Message("t1", "m:f", run=run)), died_at=NOW + run) for run in (1, 2)]
+    put_dead(storage, *runs)
+    assert {found.key for found in storage.get_dead("t1")} == {"t1:1", "t1:1.2"}
+    assert [found.key for found in storage.get_dead("t1:1.2")] == ["t1:1.2"]
+    storage.delete_dead(["t1:1"])
+    assert [found.key for found in storage.list_dead()] == ["t1:1.2"]
 
 
 def test_a_large_dead_letter_is_read_back(storages: StoragePlace) -> None:

@@ -131,12 +131,12 @@ def test_an_undecodable_payload_is_shown_and_requeued_as_it_is(bench: Bench) -> 
 def test_killed_between_publish_and_delete_it_may_run_twice_and_is_not_lost(bench: Bench) -> None:
     bench.put(letter("aa"))
     kill = (
-        "import os, psq.brokers.base as base\n"
+        "import os\n"
         "from psq.dead import dead_letters\n"
         "import psq.cli.places as places\n"
         "def killed(broker, storage):\n"
         "    place = dead_letters(broker, storage)\n"
-        "    place.delete_dead = lambda keys: os._exit(9)\n"
+        "    place.discard = lambda letters: os._exit(9)\n"
         "    return place\n"
         "places.dead_letters = killed\n"
     )

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from psq import dead
-from psq.brokers.base import DeadLetter
+from psq.brokers.base import DeadLetter, Outgoing
 from psq.dead import another_run, dead_letters, requeue
 from psq.errors import BrokerUnavailable, ConfigError, PublishUnknown, StorageUnavailable
+from psq.group_commit import Done
 from psq.message import decode
 from tests.unit.dead_fakes import FakeBroker, FakeStorage, letter
 
@@ -102,6 +103,24 @@ def test_a_letter_that_could_not_be_deleted_is_told_as_published() -> None:
     assert isinstance(result.error, StorageUnavailable)
 
 
+def test_what_dies_again_before_it_is_deleted_is_kept() -> None:
+    broker = FakeBroker()
+    place = broker.place
+    good, bad = letter("a"), letter("bad-1", 1, payload=b"\xff", died_at=1.0)
+    place.letters = {one.key: one for one in (good, bad)}
+    publish = broker.publish
+
+    def dies_at_once(message: Outgoing, done: Done, *, timeout: float = 10.0) -> None:
+        again = letter(message.task_id, 1 if message.task_id == "bad-1" else 3, payload=message.data, died_at=2.0)
+        place.letters[again.key] = again
+        publish(message, done, timeout=timeout)
+
+    broker.publish = dies_at_once  # type: ignore[method-assign]
+    results = list(requeue([good, bad], broker, place))  # type: ignore[arg-type]
+    assert [r.error for r in results] == [None, None]
+    assert {key: one.died_at for key, one in place.letters.items()} == {"a:3.2": 2.0, "bad-1:1": 2.0}
+
+
 def test_letters_are_read_and_sent_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dead, "WINDOW", 2)
     broker = FakeBroker()
@@ -109,7 +128,8 @@ def test_letters_are_read_and_sent_a_window_at_a_time(monkeypatch: pytest.Monkey
     def letters() -> Iterator[DeadLetter]:
         for n in range(5):
             broker.events.append(f"read {n}")
-            yield letter(str(n))
+            one = broker.place.letters[f"{n}:3"] = letter(str(n))
+            yield one
 
     assert len(list(requeue(letters(), broker, broker.place))) == 5  # type: ignore[arg-type]
     assert broker.events[:6] == ["read 0", "read 1", "published 0", "published 1", "deleted 0:3", "deleted 1:3"]
@@ -120,5 +140,6 @@ def test_large_payloads_close_a_window_early(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(dead, "WINDOW_BYTES", 1_000)
     broker = FakeBroker()
     letters = [letter(str(n), payload=b"x" * 600) for n in range(3)]
+    broker.place.letters = {one.key: one for one in letters}
     assert len(list(requeue(letters, broker, broker.place))) == 3  # type: ignore[arg-type]
     assert broker.events[:4] == ["published 0", "published 1", "deleted 0:3", "deleted 1:3"]

@@ -109,6 +109,7 @@ class WebServer:
             raise ConfigError(self._told(error)) from error
         self._server = server
         host, port = self.address
+        self._port = port  # of a free one that was taken: kept when it is started again
         log.info("http on %s:%d", f"[{host}]" if ":" in host else host, port)
 
     def stop(self, timeout: float = 1.0) -> None:
