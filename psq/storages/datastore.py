@@ -11,17 +11,15 @@ psq-task, psq-claim and psq-part:
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
-from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 from psq.brokers.base import DeadLetter
-from psq.errors import PsqError, StorageRefused
+from psq.errors import PsqError
+from psq.fork import reset_after_fork
 from psq.google.channel import Channel
 from psq.group_commit import Done
 from psq.storages.base import (
@@ -32,32 +30,30 @@ from psq.storages.base import (
     RETRYING,
     SCHEDULED,
     STARTED,
-    TERMINAL,
     Scheduled,
     Storage,
     TaskRecord,
 )
 from psq.storages.datastore_api import Api
-from psq.storages.datastore_commit import KEPT, Committer, Ended, Seen
+from psq.storages.datastore_commit import KEPT, Committer, Ended
 from psq.storages.datastore_entities import (
     CLAIM,
     DEAD,
     ETA,
-    TASK,
     Claim,
     DeadHead,
     EtaHead,
-    TaskHead,
     dead_name,
     dead_of,
+    died_at,
     eta_of,
-    is_expired,
-    task_of,
 )
 from psq.storages.datastore_heads import Head, Heads
 from psq.storages.datastore_listing import newest_first, read_heads, read_named
 from psq.storages.datastore_place import Place
-from psq.storages.datastore_values import ix_name, key_name, milliseconds, read_text
+from psq.storages.datastore_records import TASK, task_of
+from psq.storages.datastore_results import Results
+from psq.storages.datastore_values import is_expired, ix_name, key_name, milliseconds, read_text
 
 __all__ = ["DatastoreStorage", "from_url"]
 
@@ -69,8 +65,8 @@ DEFAULT_CLOSE_TIMEOUT = 10.0
 DEFAULT_MAX_RESULT_BYTES = 32_000_000
 #: Connections: 100 calls at a time each.
 CONNECTIONS = 2
-#: Records written before the last state whose versions are remembered, so that the last is no second look.
-KNOWN = 10_000
+#: Scheduled messages remembered between `due` and `unschedule`.
+ETAS = 10_000
 #: Every state, for listings of all of them.
 _STATES = (QUEUED, SCHEDULED, STARTED, RETRYING, FINISHED, FAILED, CANCELLED)
 
@@ -81,6 +77,7 @@ class _Opened:
     commits: Committer
     claims: Committer
     heads: Heads
+    results: Results
 
 
 class DatastoreStorage(Storage):
@@ -135,13 +132,11 @@ class DatastoreStorage(Storage):
         self._channel: Channel | None = None
         self._closed = False
         self._forget()
-        _storages.add(self)
+        reset_after_fork(self)
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
-        self._known: OrderedDict[str, int] = OrderedDict()  # id -> version of what was written early
-        self._early: dict[str, deque[tuple[TaskRecord, Done]]] = {}  # id -> what waits for its early write
         self._large_etas: set[str] = set()
         self._etas: set[str] = set()
 
@@ -170,7 +165,8 @@ class DatastoreStorage(Storage):
                     self._channel = Channel(place.target(), connections=CONNECTIONS)
                 api = Api(self._channel, place.project, place.database, place.namespace, self._timeout)
                 commits = Committer(api)
-                self._opened = _Opened(api, commits, Committer(api), Heads(api, commits, self.max_result_bytes))
+                heads = Heads(api, commits, self.max_result_bytes)
+                self._opened = _Opened(api, commits, Committer(api), heads, Results(heads))
             return self._opened
 
     def _answer(self, done: Done, error: Exception | None) -> None:
@@ -190,36 +186,14 @@ class DatastoreStorage(Storage):
 
     def put(self, record: TaskRecord, done: Done) -> None:
         """Write a record; see `Storage.put`."""
-        early = record.state not in TERMINAL
-        if early or self._early:  # records of one task go one after the other
-            with self._lock:
-                waiting = self._early.get(record.id)
-                if waiting is not None:
-                    waiting.append((record, done))
-                    return
-                if early:
-                    self._early[record.id] = deque()
-        version = self._known.pop(record.id, None) if self._known else None
         try:
-            head = TaskHead(record, None if version is None else Seen(version, None))
-        except (TypeError, ValueError) as error:
-            refused = StorageRefused(f"the record of task {record.id!r}: {type(error).__name__}: {error}")
-            self._stored(record, None, done, None, refused)
+            results = self._open().results
+        except PsqError as error:
+            self._answer(done, error)
             return
-        self._put(head, partial(self._stored, record, head, done))
+        results.put(record, partial(self._ended, done))
 
-    def _stored(self, record: TaskRecord, head: Head | None, done: Done, version: Any, error: Exception | None) -> None:
-        if head is not None and head.seen is not None and error is None:
-            self._open().heads.tidy(head, version)
-        if record.state not in TERMINAL:
-            with self._lock:
-                waiting = self._early.pop(record.id)
-                if error is None and version is not KEPT:
-                    self._known[record.id] = version
-                    if len(self._known) > KNOWN:
-                        self._known.popitem(last=False)
-            for item in waiting:
-                self.put(*item)
+    def _ended(self, done: Done, _: Any, error: Exception | None) -> None:
         self._answer(done, error)
 
     def get(self, ids: Sequence[str]) -> dict[str, TaskRecord]:
@@ -267,7 +241,7 @@ class DatastoreStorage(Storage):
 
     def put_dead(self, letter: DeadLetter, done: Done) -> None:
         """Keep a dead letter; see `DeadLetters.put_dead`."""
-        self._put(DeadHead(letter), lambda _, error: self._answer(done, error))
+        self._put(DeadHead(letter), partial(self._ended, done))
 
     def list_dead(self, queue: str | None = None, limit: int | None = None) -> Iterator[DeadLetter]:
         """Dead letters, newest first."""
@@ -295,11 +269,18 @@ class DatastoreStorage(Storage):
         names = [dead_name(key) for key in keys]
         self._open().heads.delete(DEAD, "d", names, None, "deleting dead letters")
 
+    def discard(self, letters: Sequence[DeadLetter]) -> None:
+        """See `DeadLetters.discard`; a letter written between the look and the deletion is not seen."""
+        known = {dead_name(letter.key): letter.died_at for letter in letters}
+        found = self._open().api.lookup(DEAD, list(known), "reading dead letters")
+        same = [name for name, result in found.items() if died_at(result.entity) == known[name]]
+        self._open().heads.delete(DEAD, "d", same, None, "deleting dead letters")
+
     # the schedule
 
     def schedule(self, item: Scheduled, done: Done) -> None:
         """Keep a message until its time; see `Storage.schedule`."""
-        self._put(EtaHead(item, self.shards), lambda _, error: self._answer(done, error))
+        self._put(EtaHead(item, self.shards), partial(self._ended, done))
 
     def due(self, shard: int, now: float, limit: int) -> list[Scheduled]:
         """What is due in a shard, soonest first."""
@@ -313,7 +294,7 @@ class DatastoreStorage(Storage):
         return sorted((item for item in found.values() if item.due_at <= now), key=lambda item: item.due_at)
 
     def _note_etas(self, heads: dict[str, Any]) -> None:
-        if len(self._etas) > KNOWN:
+        if len(self._etas) > ETAS:
             self._etas.clear()
             self._large_etas.clear()
         self._etas.update(heads)
@@ -386,15 +367,3 @@ def from_url(url: str) -> DatastoreStorage:
         namespace=place.namespace,
         endpoint=place.endpoint,
     )
-
-
-_storages: weakref.WeakSet[DatastoreStorage] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for storage in list(_storages):
-        storage.reset_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -10,14 +10,13 @@ the versions that were seen.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from psq.concurrency import Waiter
+from psq.concurrency import Waiter, original
 from psq.errors import PsqError
 from psq.google.errors import CallError, is_transient
 from psq.group_commit import Finish, GroupCommit
@@ -227,7 +226,7 @@ class Committer:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._lock = threading.Lock()
+        self._lock = original("_thread", "allocate_lock")()
         self._bytes = 0
         self._open: set[Write] = set()
         self._closed = False
@@ -282,7 +281,7 @@ class Committer:
         if not writes:
             return []
         waiter = Waiter()
-        lock = threading.Lock()
+        lock = original("_thread", "allocate_lock")()
         results: list[Any] = [None] * len(writes)
         left = len(writes)
         deadline = time.monotonic() + timeout

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
+from psq.concurrency import original
 from psq.storages.datastore_api import Api
 from psq.storages.datastore_commit import KEPT, Committer, Delete, Ended, Seen, Write
 from psq.storages.datastore_packing import INLINE_BYTES, Packed, check_size, off_hub, pack
@@ -129,7 +129,7 @@ class Heads:
 
     def _put_parts(self, head: Head, packed: Packed, done: Ended) -> None:
         names = part_names(head.letter, head.name, packed.token, packed.parts)
-        lock = threading.Lock()
+        lock = original("_thread", "allocate_lock")()
         left = len(names)
         problem: Exception | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import time
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from psq.storages.datastore_packing import Packed, unpack
 
 __all__ = [
     "IX_SHARDS",
+    "is_expired",
     "ix_name",
     "ix_shard",
     "key_name",
@@ -131,6 +133,11 @@ def put_time(properties: Any, name: str, at: float) -> None:
 def whole_seconds(at: float) -> int:
     """Unix time in whole seconds, rounded up, within what a timestamp can say."""
     return min(LAST_SECOND, max(0, math.ceil(at)))
+
+
+def is_expired(expires_at: float | None) -> bool:
+    """True for what is over, whether or not a TTL policy has deleted it."""
+    return expires_at is not None and expires_at <= time.time()
 
 
 def put_ix(properties: Any, *values: str) -> None:
