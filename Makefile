@@ -2,14 +2,14 @@
 # make test          everything but the slow group
 # make test-slow     the slow group
 # make lint types    ruff and the import contracts; mypy --strict
-# make lock          constraints.txt anew, from pyproject.toml
+# make lock          requirements.txt and constraints.txt anew, from pyproject.toml
 # make clean         remove what the others made
 #
 # scripts/venv.sh makes the environment that each of them needs, once.
 .PHONY: demo test test-slow lint types lock clean
 
 demo:
-	@venv=$$(scripts/venv.sh newest) && exec "$$venv/bin/python" scripts/demo.py
+	@venv=$$(scripts/venv.sh newest run) && exec "$$venv/bin/python" scripts/demo.py
 
 test:
 	@scripts/test.sh
@@ -24,9 +24,7 @@ types:
 	@venv=$$(scripts/venv.sh tested) && exec "$$venv/bin/mypy"
 
 lock:
-	@venv=$$(scripts/venv.sh tested) && exec "$$venv/bin/uv" pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
-	    --generate-hashes --no-emit-index-url --no-emit-find-links --upgrade --quiet \
-	    --custom-compile-command "make lock" --output-file constraints.txt
+	@scripts/lock.sh
 
 clean:
 	rm -rf .venv .venv-* .venv.lock .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

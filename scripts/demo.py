@@ -298,6 +298,7 @@ def main() -> int:
     (folder / "heard").mkdir()
     demo = Demo(folder)
     problem = ""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left over then, either
     try:
         run(demo)
     except DemoFailed as error:

@@ -65,8 +65,9 @@ def test_setup_py_leaves_everything_to_pyproject() -> None:
     assert set(project["scripts"]) == {"psq", "psqd", "psqworker"}
 
 
-def test_the_lock_names_hashes_and_no_address() -> None:
-    text = (ROOT / "constraints.txt").read_text()
+@pytest.mark.parametrize(("file", "extras"), [("requirements.txt", []), ("constraints.txt", ["dev"])])
+def test_the_locks_name_hashes_and_no_address(file: str, extras: list[str]) -> None:
+    text = (ROOT / file).read_text()
     assert "://" not in text
     assert "--index-url" not in text
     assert "--find-links" not in text
@@ -75,6 +76,8 @@ def test_the_lock_names_hashes_and_no_address() -> None:
     assert text.count("--hash=sha256:") >= len(pinned)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {line.partition("==")[0].lower() for line in pinned}
-    for wanted in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    for wanted in project["dependencies"] + [
+        name for extra in extras for name in project["optional-dependencies"][extra]
+    ]:
         name = wanted.partition(">")[0].lower()
         assert name in names, f"{name} is not locked: run make lock"
