@@ -91,7 +91,7 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its newline."""
-        text = record.getMessage()
+        text = record.getMessage().rstrip("\n")
         task: Mapping[str, Any] | None = record.__dict__.get("psqd_task")
         if task is not None:
             text = f"{text} {_pairs(task)}"
