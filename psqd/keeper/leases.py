@@ -32,6 +32,8 @@ JOIN = 0.25
 ALONG = 1.0
 #: Seconds for an extension: half of what is left, within these.
 SHORTEST_TIMEOUT, LONGEST_TIMEOUT = 1.0, 10.0
+#: Seconds for the last try before the end.
+LAST_TIMEOUT = 0.25
 #: Seconds before a failed extension is sent again: the first pause, doubled up to the last.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 #: A client that has not answered so long after its own timeout never will, seconds.
@@ -213,7 +215,7 @@ class Leases:
             if due != source.at:  # it was put in again since
                 heappop(self._due)
             elif len(self._in_flight) >= MAX_IN_FLIGHT and source.groups[0][2].until > now:
-                return min([request.gives_up for request in self._in_flight.values()])
+                return min([source.groups[0][2].until, *(request.gives_up for request in self._in_flight.values())])
             else:
                 heappop(self._due)
                 source.at = inf
@@ -269,7 +271,7 @@ class Leases:
             group = source.groups[0][2]
             alive: list[int] = []
             names: list[str] = []
-            for slot in group.slots:
+            for slot in dict.fromkeys(group.slots):  # one that was released and taken again may be there twice
                 entry = held.get(slot)
                 if entry is not None and entry[0] is group:
                     alive.append(slot)
@@ -311,6 +313,7 @@ class Leases:
         number = next(self._number)
         left = min([group.until for group in request.groups]) - request.sent
         timeout = max(SHORTEST_TIMEOUT, min(LONGEST_TIMEOUT, left / 2))
+        timeout = max(LAST_TIMEOUT, min(timeout, left))  # an answer after the end is of no use
         request.gives_up = request.sent + timeout + NO_ANSWER
         self._in_flight[number] = request
         self.requests.sent += 1

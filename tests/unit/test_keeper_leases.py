@@ -355,3 +355,28 @@ def test_no_lease_is_forgotten_by_a_broker_that_is_away_now_and_then() -> None:
     bench.run_until(bench.clock.now + 30)
     assert bench.lost == []
     assert {key for call in bench.client.taken() for key in call.keys} == {f"k{slot}" for slot in range(150)}
+
+
+def test_a_lease_that_is_taken_while_its_group_is_being_extended_is_not_thought_extended() -> None:
+    bench = Bench()
+    start = bench.clock.now
+    bench.take()
+    bench.run_until(start + 3.3)
+    bench.take(seconds=-50)  # due soon: it goes along with the first
+    bench.client.answer = None
+    bench.run_until(start + 3.4)
+    (call,) = bench.client.taken()
+    assert call.keys == ["k0", "k1"]
+    bench.take(seconds=-50)
+    call.done([], None)
+    bench.client.answer = ((), None)
+    bench.run_until(start + 5)
+    assert [call.keys for call in bench.client.taken()] == [["k2"]]
+
+
+def test_a_slot_that_is_released_and_taken_again_at_once_is_extended_once() -> None:
+    bench = Bench()
+    end = bench.clock.now + 10
+    bench.leases.apply([("T", "s", [(0, "a", end, None)]), ("R", [0]), ("T", "s", [(0, "b", end, None)])])
+    bench.run_until(bench.clock.now + 5)
+    assert [call.keys for call in bench.client.calls] == [["b"]]
