@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Home", "Timer", "Waiter", "call_later", "is_patched", "native_thread", "original"]
+__all__ = ["Home", "Timer", "Waiter", "call_later", "is_patched", "native_thread", "original", "start_thread"]
 
 
 def is_patched() -> bool:
@@ -145,6 +145,24 @@ def call_later(seconds: float, function: Callable[[], None]) -> Timer:
     timer.daemon = True
     timer.start()
     return timer
+
+
+def start_thread(function: Callable[[], None], name: str) -> None:
+    """Run a function beside the caller: in a daemon thread, or in a greenlet of a patched process.
+
+    A greenlet, not a patched Thread: a fork copies greenlets, and the child's copy of a Thread that ends
+    there is unknown to `threading`.
+
+    Args:
+        function: Must not raise.
+        name: For stack dumps.
+    """
+    if is_patched():
+        import gevent
+
+        gevent.spawn(function).name = name
+    else:
+        threading.Thread(target=function, name=name, daemon=True).start()
 
 
 def original(module: str, name: str) -> Any:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from threading import Thread
 
-from psq.concurrency import Waiter, original
+from psq.concurrency import Waiter, original, start_thread
 from psq.errors import StorageUnavailable
 from psq.fork import reset_after_fork
 from psq.storages.base import TERMINAL, Storage, TaskRecord
@@ -99,12 +98,14 @@ class Poller:
 
     def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
         self._storage, self._clock = storage, clock
+        self._generation = 0  # a fork copies a patched process's greenlets: the copy must end
         self._forget()
 
     def _forget(self) -> None:
         # Native: held for a few lines that never switch, and taken by native threads as well
         self._lock = original("_thread", "allocate_lock")()
         self._waits: set[_Wait] = set()
+        self._generation += 1
         self._newcomers = False  # somebody came since the last look
         self._running = False
         self._cadence = Cadence()
@@ -160,32 +161,37 @@ class Poller:
             sleep = self._sleep
         if begin:
             try:
-                Thread(target=self._run, name="psq-results", daemon=True).start()
+                generation = self._generation
+                start_thread(lambda: self._run(generation), "psq-results")
             except BaseException:
                 self._running = False
                 raise
         elif wake and sleep is not None:
             sleep.set()
 
-    def _run(self) -> None:
+    def _run(self, generation: int) -> None:
         try:
-            while self._turn():
+            while self._turn(generation):
                 pass
         except Exception as error:  # a bug: those who wait must not wait for ever
-            with self._lock:
-                self._running = False
-                waits = list(self._waits)
-                self._waits.clear()
-            for wait in waits:
-                wait.waiter.set(error)
+            if generation == self._generation:
+                with self._lock:
+                    self._running = False
+                    waits = list(self._waits)
+                    self._waits.clear()
+                for wait in waits:
+                    wait.waiter.set(error)
         except BaseException:  # killed; a waiter begins anew
-            self._running = False
+            if generation == self._generation:
+                self._running = False
             raise
 
-    def _turn(self) -> bool:
+    def _turn(self, generation: int) -> bool:
         """Sleep until it is time, then look; False to end: nobody has waited for a while."""
         sleep = Waiter()
         with self._lock:
+            if generation != self._generation:
+                return False
             now = self._clock()
             idle = not self._waits
             pause = LINGER if idle else self._cadence.next(now, self._newcomers) - now
@@ -195,6 +201,8 @@ class Poller:
             return True
         woken = sleep.wait(pause)
         with self._lock:
+            if generation != self._generation:
+                return False
             if idle and not woken and not self._waits:
                 self._sleep, self._running = None, False
                 return False

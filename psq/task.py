@@ -74,7 +74,7 @@ class TaskFunction(Generic[P, R]):
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
             """Call the function, here and now."""
 
-        def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult:
+        def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult:
             """Enqueue it."""
 
         def defer(self, when: float | timedelta | datetime, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult:
@@ -115,7 +115,7 @@ class Delayed(Generic[P, R]):
     ) -> None:
         self._function, self._queue, self._options = function, queue, options
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> TaskResult:
+    def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult:
         """Enqueue the function; see `Queue.enqueue`."""
         queue = self._target()
         if self._options is not None:

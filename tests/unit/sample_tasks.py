@@ -92,6 +92,14 @@ def enqueues(value: int) -> str:
     return psq.current_queue.enqueue(adder, value, 1).id
 
 
+def enqueues_itself() -> None:
+    psq.current_queue.enqueue(enqueues_itself)
+
+
+def unsendable() -> Any:
+    return object()
+
+
 @psq.task(retries=3, publish_timeout=2.5)
 def decorated(a: int, b: int) -> int:
     return a + b
