@@ -258,16 +258,17 @@ class Keeper:
         (self._log.info if ended.code == 0 else self._log.error)(text)
         if unstruck:
             self._log.warning(f"{unstruck} started tasks are given back without a strike: too large, or broadcast")
-        self._next(worker, ended)
+        self._next(worker, ended, backs + struck)
 
-    def _next(self, worker: Worker, ended: Ended) -> None:
-        unborn = worker.settings is None
+    def _next(self, worker: Worker, ended: Ended, held: int) -> None:
         if self._code is not None:
             self._leave(self._code)
         elif not worker.ready and not self._was_ready and ended.code in (MISCONFIGURED, REFUSED):
             self._leave(ended.code)
         elif self._stopping:
-            self._leave(STOPPED if ended.code == 0 or unborn else FORCED)
+            # One that had let go of everything and died in its exit handlers was not forced to anything.
+            done = ended.code == 0 or worker.settings is None or (worker.stopping and not held)
+            self._leave(STOPPED if done else FORCED)
         elif worker.stopping and ended.code == 0:
             self._leave(STOPPED)
         else:

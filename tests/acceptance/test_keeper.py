@@ -358,6 +358,19 @@ def test_a_worker_that_crashes_while_it_drains_is_not_replaced_and_exit_1(start:
     assert bench.exit_code() == 1
 
 
+def test_a_worker_that_dies_in_its_exit_handlers_with_nothing_held_has_stopped(start: Start) -> None:
+    bench = start()
+    worker, _ = bench.serving()
+    worker.do("ignore")
+    worker.do("take", source="s", keys=["k"])
+    bench.signal(signal.SIGTERM)
+    worker.message("drain")
+    worker.do("send", message={"op": "stopping"})
+    worker.do("release", slots=[0])
+    worker.say(do="segfault")
+    assert bench.exit_code() == 0
+
+
 def test_an_exit_waits_for_what_is_given_back_but_not_for_a_broker_that_is_away(start: Start) -> None:
     bench = start(environ=constants(LAST_GRACE=0.3))
     worker, client = bench.serving()

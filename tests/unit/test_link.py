@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from psqd.keeper.link import ENDED, FREE, LINK_VARIABLE, STARTED, KeeperEnd, LinkBroken, WorkerEnd
 
 # Both ends in one process: the keeper's is never patched. Patched, the worker's end is tested by real daemons.
+pytestmark = pytest.mark.unpatched
+
 pytestmark = pytest.mark.unpatched
 
 Ends = tuple[KeeperEnd, WorkerEnd]
@@ -212,7 +215,9 @@ def test_a_forked_child_neither_speaks_for_the_worker_nor_keeps_its_pipe_open(en
     keeper, worker = ends
     go, done = os.pipe()
     said, says = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 does not like it where there are threads
+        child = os.fork()
     if child == 0:  # as multiprocessing does in a task
         with contextlib.suppress(BaseException):
             worker.release([1])
