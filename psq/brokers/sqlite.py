@@ -172,7 +172,7 @@ class SQLiteBroker(Broker):
         return {**database.writer.counters, "wakeups": float(database.wakeups)}
 
     def reset_after_fork(self) -> None:
-        """As the seam says; a fork is noticed without it too."""
+        """As the seam says; called by itself after a fork."""
         self._handle.forget()
         self._receivers.clear()
         self._seen = False

@@ -76,6 +76,11 @@ class SQLiteLeaseClient(LeaseClient):
 
         self._handle.add(work(ended))
 
+    def reset_after_fork(self) -> None:
+        """In a forked child: what was sent was the parent's."""
+        self._handle.forget()
+        self._waiting.clear()
+
     def close(self) -> None:
         """As the seam says."""
         if self._closed:

@@ -6,12 +6,14 @@ import atexit
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
+from weakref import WeakSet
 
 from psq.concurrency import Waiter, original
 from psq.group_commit import Done
-from psq.sqlite.opening import Kinds, inode, is_locked, reader, translate
+from psq.sqlite.opening import Kinds
+from psq.sqlite.reading import Reader
 from psq.sqlite.wakeup import Ringer, Touched
 from psq.sqlite.watch import Watch
 from psq.sqlite.writer import Outbox, Transaction, Work, Writer
@@ -20,8 +22,8 @@ __all__ = ["Database", "Handle", "Open"]
 
 #: Seconds that `close` waits for what is not written yet, and the end of the process does.
 CLOSE_TIMEOUT, EXIT_TIMEOUT = 10.0, 2.0
-#: Seconds that a reader waits while the file is locked as a whole (it is being recovered, or made).
-READ_TIMEOUT = 5.0
+#: Seconds that a call waits for the lock, where its caller names no other time.
+CALL_TIMEOUT = 15.0
 
 
 class Open(Work):
@@ -54,9 +56,9 @@ class Database:
         self._ringer = Ringer(path)
         self._watch: Watch | None = None
         self._lock: Any = original("_thread", "allocate_lock")()
-        self._readers: list[sqlite3.Connection] = []
-        self._inode = (0, 0)
+        self.reader = Reader(path, self._ready)
         self._closed = False
+        self._paused: list[Writer | Reader | Watch] = []
 
     def watch(self) -> Watch:
         """The watcher; its thread starts when it is first asked for."""
@@ -72,43 +74,8 @@ class Database:
             watch.touched(touched)
         self._ringer.ring(touched)
 
-    def read(self, sql: str, parameters: Sequence[Any], kinds: Kinds) -> list[tuple[Any, ...]]:
-        """All rows of a query, read by the caller.
-
-        Raises:
-            PsqError: As `kinds` say.
-        """
-        deadline = time.monotonic() + READ_TIMEOUT
-        while True:
-            try:
-                connection = self._reader(kinds)
-                try:
-                    rows: list[tuple[Any, ...]] = connection.execute(sql, parameters).fetchall()
-                except BaseException:
-                    connection.close()
-                    raise
-            except sqlite3.Error as error:
-                if not is_locked(error) or time.monotonic() >= deadline:
-                    raise translate(error, kinds, self.path) from error
-                time.sleep(0.005)  # gevent's own, once patched
-                continue
-            with self._lock:
-                self._readers.append(connection)
-            return rows
-
-    def _reader(self, kinds: Kinds) -> sqlite3.Connection:
-        now = inode(self.path)
-        if now != self._inode or now == (0, 0):  # not opened yet, removed or replaced
-            self.writer.call(lambda done: Open(done, kinds))
-            with self._lock:
-                old, self._readers = self._readers, []
-                self._inode = inode(self.path)
-            for connection in old:
-                connection.close()
-        with self._lock:
-            if self._readers:
-                return self._readers.pop()
-        return reader(self.path)
+    def _ready(self, kinds: Kinds) -> None:
+        self.writer.call(lambda done: Open(done, kinds, timeout=CALL_TIMEOUT))
 
     def close(self, timeout: float) -> None:
         """Write what waits and end both threads. Idempotent."""
@@ -119,29 +86,46 @@ class Database:
         if watch is not None:
             watch.close()
         self.writer.close(timeout)
+        with self.reader.gate:
+            self.reader.close_file()
         self._ringer.close()
-        with self._lock:
-            readers, self._readers = self._readers, []
-        for connection in readers:
-            connection.close()
 
     @property
     def wakeups(self) -> int:
         """Datagrams sent to other processes."""
         return self._ringer.sent
 
+    def _users(self) -> list[Writer | Reader | Watch]:
+        return [self.writer, self.reader, *([self._watch] if self._watch is not None else [])]
+
+    def pause(self) -> None:
+        """Before a fork: nobody is inside SQLite, and no connection is open."""
+        self._paused = self._users()
+        for user in self._paused:
+            user.gate.acquire()
+            user.close_file()
+
+    def resume(self) -> None:
+        """After a fork, in the parent: each opens the file again when it needs it."""
+        paused, self._paused = self._paused, []
+        for user in paused:
+            user.gate.release()
+
     def abandon(self) -> list[sqlite3.Connection]:
-        """In a forked child: let go of the sockets; the connections, which must not even be closed."""
-        found = [self.writer.connection, *self._readers]
+        """In a forked child: let go of the sockets; the connections that were open in spite of all."""
         self._ringer.close()
         if self._watch is not None:
-            found.append(self._watch.connection)
             self._watch.bell.close()
-        return [one for one in found if one is not None]
+        return [user.connection for user in self._users() if user.connection is not None]
 
 
 _databases: dict[str, Database] = {}
+#: Those that are being closed as well.
+_open: list[Database] = []
 _lock: Any = original("_thread", "allocate_lock")()
+_handles: WeakSet[Handle] = WeakSet()
+#: Files that were open when this process was forked without asking.
+_poisoned: set[str] = set()
 _generation = 0
 
 
@@ -151,7 +135,7 @@ class Handle:
     Args:
         path: Absolute, without links.
         synchronous: Of whoever is first.
-        owner: Has `dispatch`.
+        owner: Has `dispatch`, and `reset_after_fork`, which is called in a forked child.
         kinds: Which errors it gets.
     """
 
@@ -161,6 +145,8 @@ class Handle:
         self._database: Database | None = None
         self._generation = -1
         self.outbox = Outbox(lambda: owner.dispatch)
+        self._owner = owner
+        _handles.add(self)
 
     @property
     def database(self) -> Database:
@@ -173,15 +159,23 @@ class Handle:
         with _lock:
             if self._database is not None and self._generation == _generation:
                 return self._database
+            if self.path in _poisoned:
+                raise self.kinds.refused(
+                    f"{self.path} was open when this process was forked, behind Python's back: use it after the fork "
+                    "alone (uWSGI: lazy-apps = true)"
+                )
             database = _databases.get(self.path)
             if database is None:
                 database = _databases[self.path] = Database(self.path, self._synchronous)
+                _open.append(database)
             database.users += 1
-            if self._generation != _generation and self._generation >= 0:
-                self.outbox.clear()  # the parent's callbacks are the parent's
             database.writer.outboxes = (*database.writer.outboxes, self.outbox)
             self._database, self._generation = database, _generation
             return database
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: its owner forgets what was the parent's."""
+        self._owner.reset_after_fork()
 
     @property
     def is_open(self) -> bool:
@@ -192,9 +186,16 @@ class Handle:
         """Write it with the next commit. Never blocks."""
         self.database.writer.add(work)
 
-    def call(self, work: Any) -> Any:
-        """Write something and wait; see `Writer.call`."""
-        return self.database.writer.call(work)
+    def call(self, work: Callable[[Done], Work]) -> Any:
+        """Write something and wait; see `Writer.call`. Not for ever: the file may be locked."""
+
+        def limited(done: Done) -> Work:
+            made = work(done)
+            if made.deadline is None:
+                made.deadline = time.monotonic() + CALL_TIMEOUT
+            return made
+
+        return self.database.writer.call(limited)
 
     def open(self) -> None:
         """Wait until the file is open.
@@ -206,15 +207,16 @@ class Handle:
 
     def read(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query. Blocking."""
-        return self.database.read(sql, parameters, self.kinds)
+        return self.database.reader.read(sql, parameters, self.kinds)
 
     def fail(self, done: Done, error: Exception) -> None:
         """Call `done` with an error that was found before anything was sent."""
         self.outbox.send([(done, None, error)])
 
     def forget(self) -> None:
-        """In a forked child: the next use attaches anew."""
+        """In a forked child: the next use attaches anew, and the parent's callbacks are the parent's."""
         self._database = None
+        self.outbox.clear()
 
     def close(self) -> None:
         """Write what waits, then let go; the last one closes the file. Idempotent."""
@@ -229,6 +231,8 @@ class Handle:
                 _databases.pop(self.path, None)
         if last:
             database.close(CLOSE_TIMEOUT)
+            with _lock:
+                _open.remove(database)
         else:
             waiter = Waiter()  # through the outbox: what was called before is called before
             database.writer.add(Open(lambda result, error: waiter.set(), self.kinds, self.outbox, CLOSE_TIMEOUT))
@@ -238,19 +242,39 @@ class Handle:
                 database.writer.outboxes = tuple(one for one in outboxes if one is not self.outbox)
 
 
-def _after_fork() -> None:
-    """The parent's threads are gone, and its connections must not be touched: not even closed."""
+# SQLite keeps, for the whole process, which locks it has on a file. A child would inherit that, but not the
+# locks: its own new connections would then trust locks that nobody holds, or wait for ever. So no
+# connection is open while a process forks.
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    for database in _open:
+        database.pause()
+
+
+def _after_fork_in_parent() -> None:
+    for database in _open:
+        database.resume()
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
     global _lock, _generation
     _lock = original("_thread", "allocate_lock")()
     _generation += 1
-    inherited = [connection for database in _databases.values() for connection in database.abandon()]
-    _databases.clear()
-    if inherited:
-        # Closing one that was in a transaction would undo it, in memory that the parent uses.
-        import ctypes
+    for database in _open:
+        inherited = database.abandon()
+        if inherited:  # forked by a C library, without asking
+            import ctypes
 
-        for connection in inherited:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+            _poisoned.add(database.path)
+            for connection in inherited:  # closing one may undo a transaction, in memory that the parent uses
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+    _databases.clear()
+    _open.clear()
+    for handle in list(_handles):
+        handle.reset_after_fork()
 
 
 def _at_exit() -> None:
@@ -261,6 +285,5 @@ def _at_exit() -> None:
         database.close(EXIT_TIMEOUT)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

@@ -76,13 +76,15 @@ def connect(path: str, synchronous: str) -> sqlite3.Connection:
     """Open the file for writing, with our tables in it; makes file and folders where there are none.
 
     Raises:
-        NotOurs: See `prepare`.
+        NotOurs: See `prepare`; or the folder can't be made.
         sqlite3.Error: See `translate`; where `is_locked`, try again.
-        OSError: The folder can't be made.
     """
     if sqlite3.sqlite_version_info < OLDEST:
         raise NotOurs(f"SQLite {sqlite3.sqlite_version} is too old; psq needs {'.'.join(map(str, OLDEST))}")
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise NotOurs(f"its folder can't be made: {error}") from error
     connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
     try:
         # FULL: a commit that was answered survives a power loss.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import time
+import traceback
 from typing import Any, Protocol
 
 from psq.concurrency import native_thread, original
@@ -60,11 +62,13 @@ class Watch:
 
     Attributes:
         answered_at: Monotonic instant of the last look that succeeded.
+        gate: Held while the thread is inside SQLite.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self.answered_at = 0.0
+        self.gate: Any = original("_thread", "allocate_lock")()
         self.bell = Bell(path)
         self._lock: Any = original("_thread", "allocate_lock")()
         self._receivers: dict[str, list[Watched]] = {}
@@ -128,44 +132,56 @@ class Watch:
             news = self.bell.wait(wait)
             if self._closed:
                 break
-            if news:
-                self.touched(news)
-            now = time.monotonic()
-            if now >= net_at or news is None:
-                net_at = now + NET
-                try:
-                    self._look(everything=news is None)
-                    self.answered_at = now
-                except sqlite3.Error as error:
-                    self._forget()
-                    net_at = now + PAUSE
-                    for receiver in self._all:
-                        receiver.failed(f"{self._path} can't be read: {error}")
-            if time.time() >= self._wake_at:
-                self._due()
-        self._forget()
+            try:
+                if news:
+                    self.touched(news)
+                if (now := time.monotonic()) >= net_at or news is None:
+                    net_at = now + (NET if self._looked(everything=news is None) else PAUSE)
+                if time.time() >= self._wake_at:
+                    self._due()
+            except Exception:  # a receiver that raises must not end the thread: all others wait for it
+                sys.stderr.write(traceback.format_exc())
+                net_at = time.monotonic() + PAUSE
+        with self.gate:
+            self.close_file()
         self.bell.close()
         self._ended.release()
 
-    def _look(self, *, everything: bool) -> None:
+    def _looked(self, *, everything: bool) -> bool:
+        """Look whether anything has changed, and tell the receivers; False when the file can't be read."""
+        try:
+            with self.gate:
+                found = self._look(everything)
+        except sqlite3.Error as error:
+            with self.gate:
+                self.close_file()
+            for receiver in self._all:
+                receiver.failed(f"{self._path} can't be read: {error}")
+            return False
+        self.answered_at = time.monotonic()
+        if found is not None:
+            for receiver, version, at in found:
+                receiver.seen(FOREVER if at is None else at, version)
+            self._due()
+        return True
+
+    def _look(self, everything: bool) -> list[tuple[Watched, int, float | None]] | None:
         if self.connection is not None and self._inode != inode(self._path):  # removed or replaced
-            self._forget()
+            self.close_file()
         if self.connection is None:
             self.connection = reader(self._path)
             self._data_version, self._inode = -1, inode(self._path)
             self.bell.bind()
         version = self.connection.execute("PRAGMA data_version").fetchone()[0]
         if version == self._data_version and not everything:
-            return
+            return None
         self._data_version = version
         with self._lock:
             receivers, sources = self._all, self._sources
         versions = [receiver.version for receiver in receivers]
         found = json.loads(self.connection.execute(_QUERY, (sources,)).fetchone()[0])
         self.looks += 1
-        for receiver, at, known in zip(receivers, found, versions, strict=True):
-            receiver.seen(FOREVER if at is None else at, known)
-        self._due()
+        return list(zip(receivers, versions, found, strict=True))
 
     def _due(self) -> None:
         now = time.time()
@@ -176,7 +192,8 @@ class Watch:
                 receiver.due(now)
         self._sooner(min((receiver.wants() for receiver in receivers), default=FOREVER))
 
-    def _forget(self) -> None:
+    def close_file(self) -> None:
+        """Close it; the next look opens it again. With the gate held."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import sys
 import time
+import traceback
 from _queue import Empty, SimpleQueue
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 from psq.concurrency import Waiter, native_thread, original
@@ -189,6 +191,7 @@ class Writer:
     Attributes:
         outboxes: Flushed after each commit.
         connection: While the file is open.
+        gate: Held while the thread is inside SQLite.
     """
 
     def __init__(self, path: str, synchronous: str, committed: Callable[[dict[str, float]], None]) -> None:
@@ -196,6 +199,7 @@ class Writer:
         self.outboxes: tuple[Outbox, ...] = ()
         self.connection: sqlite3.Connection | None = None
         self.counters = {"commits": 0, "items": 0, "lock_waits": 0, "lock_wait_seconds": 0.0, "retries": 0}
+        self.gate: Any = original("_thread", "allocate_lock")()
         self._inode: tuple[int, int] = (0, 0)
         self._checked_at = 0.0
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
@@ -257,9 +261,12 @@ class Writer:
                 closing = closing or self._give_up_at is not None
                 self._commit.kick()
                 continue
-            self._write(self._gather([request]))
-            self._flush()
-        self._close_file()
+            try:
+                self._write(self._gather([request]))
+                self._flush()
+            except Exception:  # a callback that raises must not end the thread: everybody waits for it
+                sys.stderr.write(traceback.format_exc())
+        self.close_file()
         if self._ended is not None:
             self._ended.set()
 
@@ -320,69 +327,68 @@ class Writer:
         for work in again:
             self.add(work)
 
-    def _transact(self, requests: list[_Request], careful: bool = False) -> dict[str, float]:
-        connection = self._open(requests)
-        works = [work for request in requests for work in request.works if not work.over]
-        for work in works:
-            work.result = None
-        if all(work.unlocked(connection) for work in works):
+    def _transact(self, requests: list[_Request]) -> dict[str, float]:
+        careful, waited_since = False, 0.0
+        while True:
+            try:
+                with self.gate:
+                    touched = self._attempt(requests, careful)
+                break
+            except Careful:
+                careful = True
+            except sqlite3.Error as error:
+                if not is_locked(error):
+                    raise
+                waited_since = waited_since or time.monotonic()
+                self._wait(requests)
+        if waited_since:
+            self.counters["lock_waits"] += 1
+            self.counters["lock_wait_seconds"] += time.monotonic() - waited_since
+        return touched
+
+    def _attempt(self, requests: list[_Request], careful: bool) -> dict[str, float]:
+        connection = self._open()
+        kinds: dict[type[Work], list[Work]] = {}
+        for request in requests:
+            for work in request.works:
+                if not work.over:
+                    work.result = None
+                    kinds.setdefault(type(work), []).append(work)
+        if all(work.unlocked(connection) for works in kinds.values() for work in works):
             return {}
-        self._begin(connection, requests)
+        connection.execute("BEGIN IMMEDIATE")
         try:
             tx = Transaction(connection, careful)
-            live = _by_kind(work for request in requests for work in request.works if not work.over)
-            for kind in sorted(live, key=lambda kind: kind.order):
-                results = kind.write(tx, live[kind])
+            for kind in sorted(kinds, key=lambda kind: kind.order):
+                results = kind.write(tx, kinds[kind])
                 if results is not None:
-                    for work, result in zip(live[kind], results, strict=True):
+                    for work, result in zip(kinds[kind], results, strict=True):
                         work.result = result
             connection.execute("COMMIT")
-        except Careful:
-            connection.execute("ROLLBACK")
-            return self._transact(requests, careful=True)
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         self.counters["commits"] += 1
-        self.counters["items"] += sum(map(len, live.values()))
+        self.counters["items"] += sum(map(len, kinds.values()))
         return tx.touched
 
-    def _open(self, requests: list[_Request]) -> sqlite3.Connection:
+    def _open(self) -> sqlite3.Connection:
         now = time.monotonic()
         if self.connection is not None and now - self._checked_at > CHECK_FILE:
             self._checked_at = now
             if inode(self.path) != self._inode:  # removed or replaced: what we wrote there would be lost
-                self._close_file()
-        while self.connection is None:
-            try:
-                self.connection = connect(self.path, self._synchronous)
-                self._inode = inode(self.path)
-            except sqlite3.Error as error:
-                if not is_locked(error):
-                    raise
-                self._wait(requests)
+                self.close_file()
+        if self.connection is None:
+            self.connection = connect(self.path, self._synchronous)
+            self._inode = inode(self.path)
         return self.connection
 
-    def _close_file(self) -> None:
+    def close_file(self) -> None:
+        """Close it; the next work opens it again. With the gate held, or in the thread."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
-
-    def _begin(self, connection: sqlite3.Connection, requests: list[_Request]) -> None:
-        began = 0.0
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                break
-            except sqlite3.OperationalError as error:
-                if not is_locked(error):
-                    raise
-            began = began or time.monotonic()
-            self._wait(requests)
-        if began:
-            self.counters["lock_waits"] += 1
-            self.counters["lock_wait_seconds"] += time.monotonic() - began
 
     def _wait(self, requests: list[_Request]) -> None:
         """A short random pause while the lock is another's. Whose time is over meanwhile fails, the others stay."""
@@ -407,10 +413,3 @@ class Writer:
 
 class _AllOver(Exception):
     """Nobody waits for this transaction any more."""
-
-
-def _by_kind(works: Iterable[Work]) -> dict[type[Work], list[Work]]:
-    kinds: dict[type[Work], list[Work]] = {}
-    for work in works:
-        kinds.setdefault(type(work), []).append(work)
-    return kinds
