@@ -255,7 +255,7 @@ class Keeper:
         self._failed, self._tell_at, self._reload_at = 0, -inf, inf
         why = f" ({worker.ending})" if worker.ending else ""
         text = f"worker {worker.pid} ended: {ended}{why}; {backs} deliveries are given back, {struck} struck"
-        (self._log.info if ended.code == 0 else self._log.error)(text)
+        (self._log.info if ended.code == 0 or worker.unborn_stop else self._log.error)(text)
         if unstruck:
             self._log.warning(f"{unstruck} started tasks are given back without a strike: too large, or broadcast")
         self._next(worker, ended, backs + struck)

@@ -22,8 +22,9 @@ from psqd.keeper.link import LINK_VARIABLE, KeeperEnd, WorkerEnd
 keeper = KeeperEnd()
 worker = WorkerEnd.from_environment({LINK_VARIABLE: ",".join(str(os.dup(fd)) for fd in keeper.worker_fds)})
 keeper.close_worker_side()
-got, frames, times = [], [], {}
-worker.listen(lambda message: got.append((message["op"], time.monotonic())), lambda: got.append(("end", time.monotonic())))
+got, frames = [], []
+note = lambda what: got.append((what, time.monotonic()))
+worker.listen(lambda message: note(message["op"]), lambda: note("end"))
 turns = []
 gevent.spawn(lambda: [turns.append(time.monotonic()) or gevent.sleep(0.01) for _ in range(10_000)])
 gevent.sleep(0.1)
