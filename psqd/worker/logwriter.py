@@ -73,6 +73,7 @@ class LogWriter:
         self._queue: SimpleQueue[str | _Command] = SimpleQueue()
         self._lock = original("_thread", "allocate_lock")()  # held for a few bytecodes only
         self._select = original("select", "select")
+        self._close = original("os", "close")  # gevent's waits for its hub, which is not this thread's
         self._lines = self._bytes = 0  # in the queue
         self._reported, self._reported_at = 0, 0.0
         self._torn = False  # the last write ended inside a line
@@ -208,13 +209,13 @@ class LogWriter:
         self._fd, old = fd, self._fd
         self.path = path
         if old != _STDERR:
-            os.close(old)
+            self._close(old)
 
     def _end(self) -> None:
         self._reported_at = 0.0
         self._tell_drops()
         if self._fd != _STDERR:
-            os.close(self._fd)
+            self._close(self._fd)
             self._fd = _STDERR
 
 
