@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 from gevent import get_hub
@@ -95,14 +96,14 @@ class Held:
             self._loop.run_callback(self._flush)
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Let others have them, at once."""
-        if deliveries:
-            self._broker.nack(deliveries, lambda _, error: self._given_back(deliveries, error))
+        """Let others have them, at once. They may be of several queues."""
+        for some in _by_queue(deliveries):
+            self._broker.nack(some, partial(self._given_back, some))
 
     def park(self, deliveries: Sequence[Delivery], seconds: float) -> None:
-        """Let them come again after a pause, to anybody."""
-        if deliveries:
-            self._broker.park(deliveries, seconds, lambda _, error: self._given_back(deliveries, error))
+        """Let them come again after a pause, to anybody. They may be of several queues."""
+        for some in _by_queue(deliveries):
+            self._broker.park(some, seconds, partial(self._given_back, some))
 
     def mark_lost(self, slots: Iterable[int]) -> list[Delivery]:
         """The keeper says that these leases are lost; those that we still hold."""
@@ -114,7 +115,7 @@ class Held:
         """All that is held right now."""
         return list(self._slots.values())
 
-    def _given_back(self, deliveries: Sequence[Delivery], error: Exception | None) -> None:
+    def _given_back(self, deliveries: Sequence[Delivery], _: object, error: Exception | None) -> None:
         if error is not None:  # they come again by themselves, when the lease is over
             log.warning("could not give back %d deliveries: %s", len(deliveries), error)
         for delivery in deliveries:
@@ -124,3 +125,11 @@ class Held:
         self._flushing = False
         freed, self._freed = self._freed, []
         self._link.release(freed)
+
+
+def _by_queue(deliveries: Sequence[Delivery]) -> list[list[Delivery]]:
+    """The deliveries of each queue: one request of a broker names one subscription."""
+    found: dict[str, list[Delivery]] = {}
+    for delivery in deliveries:
+        found.setdefault(delivery.queue.name, []).append(delivery)
+    return list(found.values())

@@ -65,7 +65,7 @@ def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(pl
         assert first.stop() == 0
     assert second.stop() == 0
     place.nothing_left()
-    assert again[0] <= 1.0
+    assert again[0] <= 1.0, place.logs()
     assert again[-1] <= 3.0
 
 
