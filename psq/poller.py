@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -31,20 +32,21 @@ log = logging.getLogger("psq")
 class Cadence:
     """Says when to read: at most 8 times in the first second and 5 times a second after.
 
-    The first second begins when somebody waits after nobody did. A newcomer's first look may
+    The first second begins with the first look for somebody after nobody waited. A newcomer's first look may
     come before the next regular one: once a second, and whenever the last read found something,
     so that collecting many results that are there already is not held up by somebody who waits.
     """
 
     def __init__(self) -> None:
-        self._start = 0.0
-        self._count = 0
-        self._extra_second = 0
-        self._found = False
+        self.begin(0.0)
 
     def begin(self, now: float) -> None:
         """Somebody waits, after nobody did."""
-        self._start, self._count, self._extra_second, self._found = now, 0, 0, False
+        self._start = now
+        self._count = 0  # of regular looks, those that were left out included
+        self._last = -math.inf  # regular look
+        self._extra = now  # when a newcomer last brought one more
+        self._found = False
 
     def next(self, now: float, newcomers: bool) -> float:
         """The instant of the next read, at or before `now` for at once.
@@ -53,7 +55,7 @@ class Cadence:
             now: Monotonic instant.
             newcomers: Somebody waits whose task was not looked at yet.
         """
-        if newcomers and (self._found or int(now - self._start) > self._extra_second):
+        if newcomers and (self._found or now - self._extra >= 1.0):
             return now
         return self._regular()
 
@@ -66,16 +68,20 @@ class Cadence:
         """
         if now < self._regular():
             if not self._found:
-                self._extra_second = int(now - self._start)
+                self._extra = now
         else:
-            while self._regular() <= now:  # looks that a slow read left out are not made up for
-                self._count += 1
+            if self._count == 0:  # the first second begins with the first look
+                self._start = self._extra = now
+            self._last = now
+            self._count += 1
+            while self._count < len(FIRST_LOOKS) and self._start + FIRST_LOOKS[self._count] <= now:
+                self._count += 1  # looks that a slow read left out are not made up for
         self._found = found
 
     def _regular(self) -> float:
         if self._count < len(FIRST_LOOKS):
             return self._start + FIRST_LOOKS[self._count]
-        return self._start + 1.0 + LATER * (self._count - len(FIRST_LOOKS))
+        return max(self._start + 1.0, self._last + LATER)  # counted from when it was: one may be late
 
 
 class _Wait:
