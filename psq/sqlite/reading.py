@@ -9,6 +9,7 @@ from typing import Any
 
 from psq.concurrency import original
 from psq.sqlite.opening import Kinds, inode, is_locked, reader, translate
+from psq.sqlite.schema import NotOurs, is_ours
 
 __all__ = ["Reader"]
 
@@ -43,21 +44,31 @@ class Reader:
         """
         deadline = time.monotonic() + READ_TIMEOUT
         while True:
-            now = inode(self._path)
-            if now != self._inode or now == (0, 0):  # not opened yet, removed or replaced
-                self._ready(kinds)
-                with self.gate:
-                    self.close_file()
-                    self._inode = inode(self._path)
             try:
                 with self.gate:
-                    if self._connection is None:
-                        self._connection = reader(self._path)
-                    return self._connection.execute(sql, parameters).fetchall()
-            except sqlite3.Error as error:
+                    if self._is_ready():
+                        assert self._connection is not None
+                        return self._connection.execute(sql, parameters).fetchall()
+            except (sqlite3.Error, NotOurs) as error:
                 if not is_locked(error) or time.monotonic() >= deadline:
                     raise translate(error, kinds, self._path) from error
                 time.sleep(0.005)  # gevent's own, once patched
+                continue
+            self._ready(kinds)
+
+    def _is_ready(self) -> bool:
+        """Open it, if it is there with our tables: a reader need not wait for the writer, who may wait for a lock."""
+        now = inode(self._path)
+        if now != self._inode:  # not opened yet, removed or replaced
+            self.close_file()
+            self._inode = (0, 0)
+        if self._connection is None and now != (0, 0):
+            connection = reader(self._path)
+            if is_ours(connection):
+                self._connection, self._inode = connection, now
+            else:
+                connection.close()
+        return self._connection is not None
 
     def close_file(self) -> None:
         """Close it; the next read opens it again. With the gate held."""

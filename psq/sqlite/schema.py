@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-__all__ = ["APPLICATION_ID", "LEASE_BITS", "NotOurs", "VERSION", "prepare"]
+__all__ = ["APPLICATION_ID", "LEASE_BITS", "NotOurs", "VERSION", "is_ours", "prepare"]
 
 #: ``PRAGMA application_id`` of a psq file: "psq1".
 APPLICATION_ID = 0x70737131
@@ -95,11 +95,11 @@ def prepare(connection: sqlite3.Connection) -> None:
         NotOurs: Somebody else's database, or one of a newer psq.
         sqlite3.Error: Locked, unreadable, no database.
     """
-    if _check(connection):
+    if is_ours(connection):
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if not _check(connection):  # another process may have been first
+        if not is_ours(connection):  # another process may have been first
             for statement in _TABLES:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -111,8 +111,13 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise
 
 
-def _check(connection: sqlite3.Connection) -> bool:
-    """True for a psq file, False for an empty one."""
+def is_ours(connection: sqlite3.Connection) -> bool:
+    """True for a psq file, False for an empty one.
+
+    Raises:
+        NotOurs: Neither.
+        sqlite3.Error: Locked, unreadable, no database.
+    """
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     if application == APPLICATION_ID:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
