@@ -13,10 +13,18 @@ bin=$(scripts/venv.sh tested)/bin || exit 1
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 
+run() { # in the background, so that a signal is heard at once and handed on
+    "$@" &
+    child=$!
+    wait "$child"
+}
+
 lane2() {
+    child=
+    trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
     status=0
     echo "== unit tests and contracts in a process that gevent has patched"
-    "$bin/python" -m pytest -p tests.patched -p no:cacheprovider -q -m "not slow and not unpatched" \
+    run "$bin/python" -m pytest -p tests.patched -p no:cacheprovider -q -m "not slow and not unpatched" \
         tests/unit tests/contract || status=1
     used=$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     for version in 3.12 3.13; do
@@ -28,7 +36,7 @@ lane2() {
         fi
         other=$(scripts/venv.sh "$version")/bin || { status=1; continue; }
         echo "== unit tests and the SQLite contract on Python $version"
-        "$other/python" -m pytest -p no:cacheprovider -q -m "not slow" -k "unit or sqlite" \
+        run "$other/python" -m pytest -p no:cacheprovider -q -m "not slow" -k "unit or sqlite" \
             tests/unit tests/contract || status=1
     done
     return $status
