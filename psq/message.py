@@ -15,6 +15,7 @@ from os import urandom
 from typing import Any
 
 from psq.errors import ConfigError, MessageInvalid, MessageTooNew
+from psq.retry import RetryPolicy
 from psq.serializers import TAG, decode_json, encode_json
 
 __all__ = ["WIRE_VERSION", "Message", "add_strike", "attributes", "check_id", "decode", "encode", "new_id"]
@@ -105,6 +106,16 @@ def _is_seconds(value: Any) -> bool:  # 1e999 is read as infinity, and true is a
     return type(value) in (int, float) and 0 <= value <= _MOST_SECONDS
 
 
+def _is_retry(value: Any) -> bool:
+    if type(value) is not dict:
+        return False
+    try:
+        RetryPolicy.from_document(value)
+    except ConfigError:
+        return False
+    return True
+
+
 def _is_strikes(value: Any) -> bool:
     return type(value) is list and all(type(item) is dict for item in value)
 
@@ -115,7 +126,7 @@ _OPTIONAL: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("attempt", _is_count),
     ("run", _is_count),
     ("retries", _is_retries),
-    ("retry", lambda value: type(value) is dict),
+    ("retry", _is_retry),
     ("time_limit", _is_seconds),
     ("soft_time_limit", _is_seconds),
     ("reply", lambda value: type(value) is str),

@@ -24,13 +24,13 @@ from collections.abc import Callable
 from functools import partial
 
 import gevent
-from psq.result import error_document
 
 from psq.brokers.base import Delivery, Outgoing
 from psq.context import TaskContext
 from psq.errors import TaskInterrupted
 from psq.functions import Resolved
-from psq.message import Message, attributes, encode
+from psq.message import Message, attributes, decode, encode
+from psq.result import error_document
 from psq.serializers import dump_bytes, has_tags
 from psq.storages.base import FINISHED, RETRYING, STARTED, Scheduled
 from psqd.config import QueueConfig
@@ -215,6 +215,8 @@ class Executor:
             self._later(attempt, outcome.delay)
             return
         self._steps.note(attempt, RETRYING, outcome.error)
+        received = decode(delivery.data)  # the function may have changed its arguments
+        message.args, message.kwargs = received.args, received.kwargs
         message.attempt = task.attempt + 1
         message.due_at = time.time() + outcome.delay if outcome.delay > 0 else None
         out = Outgoing(delivery.queue, encode(message), attributes(message), message.due_at, message.id)

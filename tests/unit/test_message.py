@@ -112,6 +112,8 @@ def document(**changes: Any) -> bytes:
         (document(run=-1), "'run'"),
         (document(retries=-1), "'retries'"),
         (document(retry=[]), "'retry'"),
+        (document(retry={"frist": 1}), "'retry'"),
+        (document(retry={"first": -1}), "'retry'"),
         (document(time_limit=-1), "'time_limit'"),
         (document(soft_time_limit="x"), "'soft_time_limit'"),
         (document(reply=5), "'reply'"),
