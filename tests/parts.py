@@ -63,11 +63,15 @@ class Part:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> str:
-        """Start it and wait until it answers; its address. Tries another port when one was taken meanwhile."""
+    def start(self, again_at: str = "") -> str:
+        """Start it and wait until it answers; its address. Tries another port when one was taken meanwhile.
+
+        Args:
+            again_at: The address that it had before, to start it there again.
+        """
         problem = ""
         for _ in range(3):
-            port = free_port()
+            port = int(again_at.rpartition(":")[2]) if again_at else free_port()
             self._log = tempfile.TemporaryFile()  # noqa: SIM115
             self._process = subprocess.Popen(
                 self._command(port),
@@ -103,9 +107,10 @@ class Part:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            if not group_alive(process.pid, 3.0 if number == signal.SIGTERM else 1.0):
+                process.wait(10)
+            if not group_alive(process.pid, 3.0):
                 break
+        process.wait()
         if self._log is not None:
             self._log.close()
             self._log = None
