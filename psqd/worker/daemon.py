@@ -23,6 +23,7 @@ from psqd.worker.consumer import Consumer
 from psqd.worker.dump import dump_everything
 from psqd.worker.held import Held
 from psqd.worker.members import Members
+from psqd.worker.orphan import Orphan
 from psqd.worker.queues import QueueFactory
 from psqd.worker.reloader import Reloader
 from psqd.worker.runtime import Runtime
@@ -33,15 +34,13 @@ from psqd.worker.stall import Stall
 __all__ = ["Daemon", "Parts"]
 
 #: Exit codes (docs/signals.md).
-STOPPED, FORCED, REFUSED = 0, 1, 3
+STOPPED, REFUSED = 0, 3
 #: Of `shutdown_timeout`, what is kept for interrupting tasks and giving back, seconds.
 LAST_STEPS = 2.0
 #: Seconds that an interrupted task has to clean up.
 KILL_GRACE = 1.0
 #: Native threads for blocking calls: this many beside one for each task, and at most.
 SPARE_THREADS, MOST_THREADS = 16, 256
-#: Time to give everything back when the keeper is gone, seconds; then the process ends in any case.
-ORPHAN_GRACE = 1.5
 
 log = logging.getLogger("psqd")
 
@@ -120,7 +119,7 @@ class Daemon:
         loop = get_hub().loop
         self.link.listen(
             lambda message: loop.run_callback_threadsafe(self._commands.put, message),
-            lambda: loop.run_callback_threadsafe(self._commands.put, {"op": "orphaned"}),
+            Orphan(self).keeper_gone,
         )
         self.size_threads(self.config)
         self.tell_keeper(self.config)
@@ -228,9 +227,7 @@ class Daemon:
             case "dump":
                 dump_everything(self)
             case "lost":
-                self._lost(message.get("slots", []))
-            case "orphaned":
-                return self._orphaned()
+                self._lost(message["slots"], message["keys"])
             case "refused":
                 self._give_up()
                 return REFUSED
@@ -252,8 +249,8 @@ class Daemon:
                 if consumer.state == "paused":
                     consumer.start()
 
-    def _lost(self, slots: list[int]) -> None:
-        for delivery in self.runtime.held.mark_lost(slots):
+    def _lost(self, slots: list[int], keys: list[str]) -> None:
+        for delivery in self.runtime.held.mark_lost(slots, keys):
             consumer = self.consumers.get(delivery.queue.name)
             if consumer is not None:
                 consumer.counters.lost += 1
@@ -314,17 +311,6 @@ class Daemon:
                     part.close()
                 except Exception as error:
                     log.warning("closing: %s", error)
-
-    def _orphaned(self) -> int:
-        """The keeper is dead: nobody extends our leases. Give all back and end."""
-        self.keeper_alive = False
-        log.error("the keeper is gone: everything is given back and the worker ends")
-        for consumer in self.consumers.values():
-            consumer.pause("draining")
-        held = self.runtime.held
-        held.give_back(held.everything())
-        self._wait_until(lambda: not len(held), time.monotonic() + ORPHAN_GRACE)
-        return FORCED
 
 
 def lease_lengths(settings: QueueConfig) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -53,7 +53,6 @@ class Held:
         self._freed: list[int] = []
         self._flushing = False
         self._loop = get_hub().loop
-        self.lost: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -89,7 +88,6 @@ class Held:
             return
         delivery.slot = -1
         del self._slots[slot]
-        self.lost.discard(slot)
         self._freed.append(slot)
         if not self._flushing:  # one frame for all that is released in this turn of the loop
             self._flushing = True
@@ -105,11 +103,15 @@ class Held:
         for some in _by_queue(deliveries):
             self._broker.park(some, seconds, partial(self._given_back, some))
 
-    def mark_lost(self, slots: Iterable[int]) -> list[Delivery]:
-        """The keeper says that these leases are lost; those that we still hold."""
-        lost = [slot for slot in slots if slot in self._slots]
-        self.lost.update(lost)
-        return [self._slots[slot] for slot in lost]
+    def mark_lost(self, slots: Sequence[int], keys: Sequence[str]) -> list[Delivery]:
+        """The keeper says that these leases are lost; those that we still hold.
+
+        Args:
+            slots: Their slots.
+            keys: Their lease keys, in the same order: a slot may hold another lease by now.
+        """
+        held = [(self._slots.get(slot), key) for slot, key in zip(slots, keys, strict=True)]
+        return [delivery for delivery, key in held if delivery is not None and delivery.lease_key == key]
 
     def everything(self) -> list[Delivery]:
         """All that is held right now."""

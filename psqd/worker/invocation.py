@@ -8,15 +8,15 @@ from contextvars import Context
 from typing import Any
 
 import gevent
-from psq.result import error_document
-from psq.task import Retry
 
 from psq.context import TaskContext, enter_contexts, running
 from psq.errors import SoftTimeLimitExceeded, TaskInterrupted, TimeLimitExceeded
 from psq.functions import Resolved
 from psq.message import Message
+from psq.result import error_document
 from psq.retry import RetryPolicy
 from psq.serializers import load
+from psq.task import Retry
 from psqd.worker.outcome import Failed, Finished, Interrupted, Outcome, Retried
 
 __all__ = ["Invocation"]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gevent import get_hub
-from psq.connect import broker_of, storage_of
 
 from psq.concurrency import native_thread, original
+from psq.connect import broker_of, storage_of
 from psq.errors import BrokerError, ConfigError, MissingDependency, StorageError
 from psq.functions import Allowed
 from psqd import configfile

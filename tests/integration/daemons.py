@@ -214,4 +214,11 @@ class Site:
 def site(folder: Path, broker: str, storage: str | None = None, **environment: str) -> Iterator[Site]:
     """A site that is cleaned up whatever happens."""
     with family() as it:
-        yield Site(folder, it, broker, storage, environment)
+        where = Site(folder, it, broker, storage, environment)
+        try:
+            yield where
+        finally:
+            it.end()
+            for daemon in where.daemons:
+                if daemon.process is not None:
+                    daemon.process.wait(10)

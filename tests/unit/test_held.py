@@ -72,4 +72,5 @@ def test_lost_leases_are_those_that_are_still_held() -> None:
     first, second = delivery(), delivery()
     held.take([first, second])
     held.release(first)
-    assert held.mark_lost([0, 1, 7]) == [second]
+    assert held.mark_lost([0, 1, 7], ["key-q"] * 3) == [second]
+    assert held.mark_lost([1], ["of another lease in the same slot"]) == []
