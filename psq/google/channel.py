@@ -12,29 +12,26 @@ use it too.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import logging
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
-from psq.concurrency import Waiter, is_patched
-from psq.errors import BrokerRefused, MissingDependency, PsqError
+from psq.concurrency import Waiter
+from psq.errors import PsqError
 from psq.fork import reset_after_fork
+from psq.google.calls import Call, CallDone, Later, Method, Target, in_hub, spawn
+from psq.google.credentials import Identity
 from psq.google.errors import CallError, error_of
+from psq.google.loading import FORKED, load_grpc, used
 
 __all__ = ["Call", "CallDone", "Channel", "Method", "Target", "connections_for", "load_grpc"]
 
 log = logging.getLogger("psq")
-
-#: Called once a call: (response, None) or (None, error).
-CallDone = Callable[[Any, "CallError | None"], None]
 
 #: Streams that Google's front allows on one connection.
 STREAMS_PER_CONNECTION = 100
@@ -45,51 +42,6 @@ DEFAULT_KEEPALIVE = 36.0
 KEEPALIVE_TIMEOUT = 15.0
 #: Seconds beyond a call's own timeout after which it is taken for dead.
 OVERDUE = 5.0
-#: Least seconds between two tokens that are thrown away because the server did not take them.
-TOKEN_PAUSE = 5.0
-
-
-class Call(Protocol):
-    """A call in flight."""
-
-    def cancel(self) -> bool:
-        """End it; its callback gets CANCELLED. Never blocks."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Method:
-    """A unary method of a service; make each once, it is looked up by identity.
-
-    Attributes:
-        path: ``/google.pubsub.v1.Subscriber/Pull``.
-        serialize: Request to bytes; None where requests are bytes.
-        deserialize: Bytes to response; None where responses stay bytes.
-    """
-
-    path: str
-    serialize: Callable[[Any], bytes] | None = None
-    deserialize: Callable[[bytes], Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where a channel leads.
-
-    Attributes:
-        address: ``host:port``.
-        secure: TLS and credentials; False for an emulator.
-        credentials: google-auth credentials; None: application default credentials.
-        scopes: OAuth scopes.
-        audience: The service's own host, for self-signed tokens: ``pubsub.googleapis.com``.
-        quota_project: Project that pays for quota, or "".
-    """
-
-    address: str
-    secure: bool = True
-    credentials: Any = None
-    scopes: Sequence[str] = ("https://www.googleapis.com/auth/cloud-platform",)
-    audience: str = ""
-    quota_project: str = ""
 
 
 def connections_for(queues: int, hot: int | None = None) -> int:
@@ -101,53 +53,6 @@ def connections_for(queues: int, hot: int | None = None) -> int:
     """
     hot = min(queues, 20) if hot is None else hot
     return (queues + 15 * hot + 100) // STREAMS_PER_CONNECTION + 2
-
-
-_loading = threading.RLock()
-_grpc: Any = None
-
-
-def load_grpc() -> Any:
-    """Import grpc the way this process needs it; the module.
-
-    In a process patched by gevent: no fork handlers (subprocesses of tasks die
-    or hang with them) and `init_gevent`, unless ``PSQ_GEVENT=off``. psqd's
-    worker calls this right after patching. Idempotent.
-
-    Raises:
-        MissingDependency: grpcio is not installed.
-    """
-    global _grpc
-    if _grpc is None:
-        with _loading:
-            _grpc = _grpc or _load()
-    return _grpc
-
-
-def _load() -> Any:
-    patched = is_patched()
-    before = "grpc" in sys.modules
-    if patched:
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    try:
-        import grpc
-    except ImportError as error:
-        raise MissingDependency("Pub/Sub and Datastore need grpcio: pip install google-cloud-pubsub") from error
-    if patched and os.environ.get("PSQ_GEVENT", "").lower() not in ("off", "0", "no"):
-        if before and _has_channels(grpc):
-            log.warning(
-                "grpc was already in use when psq made it work under gevent: calls on its older channels may "
-                "hang; call grpc.experimental.gevent.init_gevent() right after monkey.patch_all()"
-            )
-        from grpc.experimental.gevent import init_gevent
-
-        init_gevent()
-    return grpc
-
-
-def _has_channels(grpc: Any) -> bool:
-    """True where somebody in this process has made a channel. Scans all objects: once, and only if grpc came first."""
-    return any(isinstance(thing, grpc.Channel) for thing in gc.get_objects())
 
 
 class Channel:
@@ -183,8 +88,7 @@ class Channel:
         self._lock = threading.Lock()
         self._channel: Any = None
         self._methods: dict[Method, Any] = {}
-        self._credentials: Any = None
-        self._token_thrown_at = 0.0
+        self._identity: Identity | None = None
         self._closed = False
         self._pid = os.getpid()
         self._numbers = itertools.count()
@@ -219,9 +123,9 @@ class Channel:
         Returns:
             The call, or None where `done` was called already.
         """
-        if _in_hub():  # gRPC starts a thread for a channel that was idle, and waits for it: the hub may not
-            later = _Later()
-            _spawn(lambda: later.begin(lambda: self._start(method, request, timeout, done, metadata), done))
+        if in_hub():  # gRPC starts a thread for a channel that was idle, and waits for it: the hub may not
+            later = Later()
+            spawn(lambda: later.begin(lambda: self._start(method, request, timeout, done, metadata), done))
             return later
         return self._start(method, request, timeout, done, metadata)
 
@@ -238,6 +142,9 @@ class Channel:
             call = invoke.future(request, timeout=timeout, metadata=metadata)
         except CallError as error:
             done(None, error)
+            return None
+        except PsqError as error:  # no library, no credentials
+            done(None, CallError("FAILED_PRECONDITION", str(error), transient=False, sent=False))
             return None
         except ValueError as error:  # the channel was closed between the two lines above
             done(None, CallError("UNAVAILABLE", str(error), sent=False, transient=not self._closed))
@@ -294,7 +201,8 @@ class Channel:
         if error.from_server:
             self.answered_at = time.monotonic()
         if error.code == "UNAUTHENTICATED":
-            self._throw_token_away()
+            if self._identity is not None:
+                self._identity.throw_token_away()
         elif error.code == "DEADLINE_EXCEEDED" and error.sent and not _connected(channel):
             error.sent = False  # there was no connection to send it on
         elif error.code == "CANCELLED" and self._closed:
@@ -318,6 +226,8 @@ class Channel:
 
     def _open(self) -> Any:
         grpc = load_grpc()
+        if not used():
+            raise CallError("FAILED_PRECONDITION", FORKED, transient=False, sent=False)
         config = {"connectionScaling": {"maxConnectionsPerSubchannel": self.connections}}
         options = [
             ("grpc.max_receive_message_length", -1),
@@ -332,47 +242,8 @@ class Channel:
         ]
         if not self.target.secure:
             return grpc.insecure_channel(self.target.address, options=options)
-        return grpc.secure_channel(self.target.address, self._call_credentials(grpc), options=options)
-
-    def _call_credentials(self, grpc: Any) -> Any:
-        try:
-            import google.auth
-            from google.auth import credentials as auth
-            from google.auth.transport import grpc as auth_grpc
-            from google.auth.transport.requests import Request
-        except ImportError as error:
-            raise MissingDependency("Google's services need google-auth: pip install google-cloud-pubsub") from error
-        target = self.target
-        try:
-            if target.credentials is None:
-                credentials, _ = google.auth.default(scopes=list(target.scopes))
-            else:
-                credentials = auth.with_scopes_if_required(target.credentials, list(target.scopes))  # type: ignore[no-untyped-call]
-        except google.auth.exceptions.GoogleAuthError as error:
-            raise BrokerRefused(
-                f"no credentials for {target.address}: {error} (gcloud auth application-default login)"
-            ) from error
-        if target.quota_project and hasattr(credentials, "with_quota_project"):
-            credentials = credentials.with_quota_project(target.quota_project)
-        # A service account signs its own tokens for Google's own hosts: no token server in between.
-        if target.address.partition(":")[0].endswith(".googleapis.com") and hasattr(
-            credentials, "with_always_use_jwt_access"
-        ):
-            credentials = credentials.with_always_use_jwt_access(True)
-        self._credentials = credentials
-        plugin = auth_grpc.AuthMetadataPlugin(credentials, Request(), default_host=target.audience or None)  # type: ignore[no-untyped-call]
-        return grpc.composite_channel_credentials(
-            grpc.ssl_channel_credentials(), grpc.metadata_call_credentials(plugin)
-        )
-
-    def _throw_token_away(self) -> None:
-        now = time.monotonic()
-        credentials = self._credentials
-        if credentials is None or now - self._token_thrown_at < TOKEN_PAUSE:
-            return
-        self._token_thrown_at = now
-        credentials.token = None  # google-auth fetches another for the next call
-        credentials.expiry = None
+        self._identity = Identity(grpc, self.target)
+        return grpc.secure_channel(self.target.address, self._identity.channel_credentials, options=options)
 
     def overdue(self, now: float | None = None) -> int:
         """Calls that should have ended, by their own timeouts, and did not: gRPC itself is stuck."""
@@ -417,51 +288,6 @@ class Channel:
         """End calls in flight and let go. Idempotent; later calls end with an error."""
         self._closed = True
         self._replace()
-
-
-class _Later:
-    """A call that a greenlet begins, since the hub asked for it."""
-
-    __slots__ = ("_call", "_cancelled")
-
-    def __init__(self) -> None:
-        self._call: Call | None = None
-        self._cancelled = False
-
-    def begin(self, start: Callable[[], Call | None], done: CallDone) -> None:
-        if self._is_cancelled():
-            done(None, CallError("CANCELLED", "cancelled before it began", sent=False))
-            return
-        try:
-            self._call = start()
-        except PsqError as error:  # no library, no credentials: nobody is there to be told otherwise
-            done(None, CallError("FAILED_PRECONDITION", str(error), transient=False, sent=False))
-            return
-        if self._call is not None and self._is_cancelled():
-            self._call.cancel()
-
-    def _is_cancelled(self) -> bool:
-        return self._cancelled
-
-    def cancel(self) -> bool:
-        self._cancelled = True
-        return self._call.cancel() if self._call is not None else True
-
-
-def _in_hub() -> bool:
-    """True in a callback of gevent's loop, where nothing may wait."""
-    if not is_patched():
-        return False
-    from gevent import getcurrent
-    from gevent.hub import Hub
-
-    return isinstance(getcurrent(), Hub)
-
-
-def _spawn(function: Callable[[], None]) -> None:
-    import gevent
-
-    gevent.spawn(function)
 
 
 def _connected(channel: Any) -> bool:

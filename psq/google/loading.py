@@ -1,0 +1,99 @@
+"""Importing grpc the way this process needs it: plain, patched by gevent, or patched after a fork."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import threading
+from typing import Any
+
+from psq.concurrency import is_patched
+from psq.errors import MissingDependency
+
+__all__ = ["FORKED", "load_grpc", "used"]
+
+log = logging.getLogger("psq")
+
+_loading = threading.RLock()
+_grpc: Any = None
+_gevent_ready = False
+
+
+def load_grpc() -> Any:
+    """Import grpc the way this process needs it; the module.
+
+    In a process patched by gevent: no fork handlers (subprocesses of tasks die
+    or hang with them) and `init_gevent`, unless ``PSQ_GEVENT=off``. Idempotent,
+    and looks again where the process was patched since (gunicorn does so after a fork).
+
+    Raises:
+        MissingDependency: grpcio is not installed.
+    """
+    global _grpc, _gevent_ready
+    with _loading:
+        patched = is_patched()
+        before = "grpc" in sys.modules
+        if _grpc is None:
+            if patched:
+                os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+            try:
+                import grpc
+            except ImportError as error:
+                raise MissingDependency("Pub/Sub and Datastore need grpcio: pip install google-cloud-pubsub") from error
+            _grpc = grpc
+        if patched and not _gevent_ready:
+            _gevent_ready = True
+            _use_gevent(_grpc, before)
+    return _grpc
+
+
+def _use_gevent(grpc: Any, before: bool) -> None:
+    if os.environ.get("PSQ_GEVENT", "").lower() in ("off", "0", "no"):
+        return
+    if before and _has_channels(grpc):
+        log.warning(
+            "grpc was already in use when psq made it work under gevent: calls on its older channels may "
+            "hang; call grpc.experimental.gevent.init_gevent() right after monkey.patch_all()"
+        )
+    from grpc.experimental.gevent import init_gevent
+
+    init_gevent()
+
+
+def _has_channels(grpc: Any) -> bool:
+    """True where somebody in this process has made a channel. Scans all objects: once, and only if grpc came first."""
+    return any(isinstance(thing, grpc.Channel) for thing in gc.get_objects())
+
+
+#: What is said where gRPC can't work.
+FORKED = (
+    "this process was forked from one that had already used gRPC without its fork handlers, which it does not "
+    "survive: enqueue nothing before the fork, or set GRPC_ENABLE_FORK_SUPPORT=1 before anything loads grpc"
+)
+
+_used_by = 0
+
+
+def used() -> bool:
+    """Note that this process uses gRPC now; False where it can't: see `FORKED`.
+
+    psq turns the handlers off in processes that gevent has patched. A call
+    would not fail there, it would hang for ever.
+    """
+    global _used_by
+    pid = os.getpid()
+    handlers = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() not in ("0", "false", "no", "off")
+    if _used_by not in (0, pid) and not handlers:
+        return False
+    _used_by = pid
+    return True
+
+
+def _new_lock() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
