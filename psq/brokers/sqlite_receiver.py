@@ -29,6 +29,7 @@ class SQLiteReceiver(Receiver):
     Attributes:
         source: See above.
         version: Grows with each piece of news, so that an older look does not undo a newer one.
+        next_at: Unix time from which there may be something: 0.0 when it is not known, infinity for nothing.
     """
 
     #: The watcher looks every 250 ms; a loaded machine may be late.
@@ -52,7 +53,7 @@ class SQLiteReceiver(Receiver):
         self._pending = 0  # claimed, and not yet handed to it
         self._claim: Claim | None = None
         self._sure = False  # the last claim left something
-        self._next_at = 0.0
+        self.next_at = 0.0
         self._answered_at = 0.0
         self._stopped: list[Callable[[], None]] = []
         self._over = False
@@ -90,7 +91,7 @@ class SQLiteReceiver(Receiver):
             count = self._asked - self._pending
             if self._claim is not None or count <= 0 or not self._open:
                 return
-            next_at = self._next_at
+            next_at = self.next_at
             if next_at <= now:
                 version = self.version
                 claim = self._claim = Claim(
@@ -121,11 +122,11 @@ class SQLiteReceiver(Receiver):
             if result is None:
                 self.stats["errors"] += 1
                 self.error = str(error)
-                self._next_at, self._sure = time.time() + PAUSE, False
+                self.next_at, self._sure = time.time() + PAUSE, False
             else:
                 self._answered_at = time.monotonic()
                 self.error = ""
-                self._next_at = result.next_at if version == self.version else 0.0
+                self.next_at = result.next_at if version == self.version else 0.0
                 self._sure = result.next_at == 0.0
                 self.stats["messages" if deliveries else "empty"] += len(deliveries) or 1
                 self._pending += len(deliveries)
@@ -151,20 +152,20 @@ class SQLiteReceiver(Receiver):
             if version != self.version:  # it was woken meanwhile
                 return
             self.version += 1
-            self._next_at = next_at
+            self.next_at = next_at
         self._go()
 
     def woken(self, at: float) -> None:
         """See `Watched`."""
         with self._lock:
             self.version += 1
-            self._next_at = min(self._next_at, at)
+            self.next_at = min(self.next_at, at)
         self._go()
 
     def wants(self) -> float:
         """See `Watched`."""
         waits = self._open and self._claim is None and self._asked > self._pending
-        return self._next_at if waits else FOREVER
+        return self.next_at if waits else FOREVER
 
     def due(self, now: float) -> None:
         """See `Watched`."""

@@ -161,6 +161,7 @@ class Extend(_Held):
 
     __slots__ = ("seconds",)
     order: ClassVar[int] = 5
+    durable: ClassVar[bool] = False
 
     def __init__(self, source: str, keys: Sequence[str], seconds: float, done: Done, timeout: float) -> None:
         super().__init__(source, keys, done, None, timeout)
@@ -247,6 +248,7 @@ class Claim(Work):
 
     __slots__ = ("cancelled", "count", "look", "queue", "source")
     order: ClassVar[int] = 90
+    durable: ClassVar[bool] = False
 
     def __init__(self, queue: QueueSpec, source: str, count: int, look: bool, done: Done) -> None:
         super().__init__(done, BROKER)

@@ -11,11 +11,11 @@ import sqlite3
 import sys
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from psq.concurrency import native_thread, original
 from psq.sqlite.opening import inode, reader
-from psq.sqlite.statements import json_texts
 from psq.sqlite.wakeup import Bell, Touched
 
 __all__ = ["Watch", "Watched"]
@@ -26,10 +26,14 @@ NET = 0.25
 PAUSE = 1.0
 FOREVER = float("inf")
 
-# One row, so that a thousand queues cost the thread its turn once.
-_QUERY = """SELECT json_group_array(at) FROM (
-    SELECT (SELECT min(visible_at) FROM message WHERE queue = source.value) AS at
-    FROM json_each(?) AS source ORDER BY source.key)"""
+# From one queue that has something to the next: those that are empty cost nothing. And one row, so that a
+# thousand queues cost the thread its turn once.
+_QUERY = """
+    WITH RECURSIVE queue (name) AS (
+        SELECT min(queue) FROM message
+        UNION ALL SELECT (SELECT min(queue) FROM message WHERE queue > name) FROM queue WHERE name IS NOT NULL)
+    SELECT json_group_object(name, (SELECT min(visible_at) FROM message WHERE queue = name))
+    FROM queue WHERE name IS NOT NULL"""
 
 
 class Watched(Protocol):
@@ -37,6 +41,7 @@ class Watched(Protocol):
 
     source: str
     version: int
+    next_at: float
 
     def seen(self, next_at: float, version: int) -> None:
         """The queue was looked at when `version` was the receiver's: something is there from `next_at` on."""
@@ -73,7 +78,6 @@ class Watch:
         self._lock: Any = original("_thread", "allocate_lock")()
         self._receivers: dict[str, list[Watched]] = {}
         self._all: tuple[Watched, ...] = ()
-        self._sources = "[]"
         self._wake_at = 0.0
         self._closed = False
         self.connection: sqlite3.Connection | None = None
@@ -101,7 +105,6 @@ class Watch:
 
     def _index(self) -> None:
         self._all = tuple(receiver for same in self._receivers.values() for receiver in same)
-        self._sources = json_texts(receiver.source for receiver in self._all)
 
     def touched(self, touched: Touched) -> None:
         """This process has committed something, or another one says so."""
@@ -160,12 +163,15 @@ class Watch:
             return False
         self.answered_at = time.monotonic()
         if found is not None:
-            for receiver, version, at in found:
-                receiver.seen(FOREVER if at is None else at, version)
+            receivers, versions, at_of = found
+            for receiver, version in zip(receivers, versions, strict=True):
+                at = at_of.get(receiver.source, FOREVER)
+                if at != receiver.next_at:
+                    receiver.seen(at, version)
             self._due()
         return True
 
-    def _look(self, everything: bool) -> list[tuple[Watched, int, float | None]] | None:
+    def _look(self, everything: bool) -> tuple[Sequence[Watched], Sequence[int], Mapping[str, float]] | None:
         if self.connection is not None and self._inode != inode(self._path):  # removed or replaced
             self.close_file()
         if self.connection is None:
@@ -176,21 +182,21 @@ class Watch:
         if version == self._data_version and not everything:
             return None
         self._data_version = version
-        with self._lock:
-            receivers, sources = self._all, self._sources
+        receivers = self._all
         versions = [receiver.version for receiver in receivers]
-        found = json.loads(self.connection.execute(_QUERY, (sources,)).fetchone()[0])
+        found = json.loads(self.connection.execute(_QUERY).fetchone()[0])
         self.looks += 1
-        return list(zip(receivers, versions, found, strict=True))
+        return receivers, versions, found
 
     def _due(self) -> None:
         now = time.time()
         receivers = self._all
         self._wake_at = FOREVER  # whoever asks from now on is not forgotten by what follows
-        for receiver in receivers:
+        hopeful = [receiver for receiver in receivers if receiver.next_at < FOREVER]
+        for receiver in hopeful:
             if receiver.wants() <= now:
                 receiver.due(now)
-        self._sooner(min((receiver.wants() for receiver in receivers), default=FOREVER))
+        self._sooner(min((receiver.wants() for receiver in hopeful), default=FOREVER))
 
     def close_file(self) -> None:
         """Close it; the next look opens it again. With the gate held."""

@@ -132,6 +132,8 @@ class Work:
 
     #: Within a transaction lower ones are written first.
     order: ClassVar[int] = 50
+    #: It must survive a power loss. A lease need not: its holder does not survive either.
+    durable: ClassVar[bool] = True
 
     def __init__(self, done: Done, kinds: Kinds, outbox: Outbox | None = None, timeout: float | None = None) -> None:
         self.done, self.kinds, self.outbox = done, kinds, outbox
@@ -196,6 +198,7 @@ class Writer:
 
     def __init__(self, path: str, synchronous: str, committed: Callable[[dict[str, float]], None]) -> None:
         self.path, self._synchronous, self._committed = path, synchronous, committed
+        self._mode = synchronous
         self.outboxes: tuple[Outbox, ...] = ()
         self.connection: sqlite3.Connection | None = None
         self.counters = {"commits": 0, "items": 0, "lock_waits": 0, "lock_wait_seconds": 0.0, "retries": 0}
@@ -356,6 +359,7 @@ class Writer:
                     kinds.setdefault(type(work), []).append(work)
         if all(work.unlocked(connection) for works in kinds.values() for work in works):
             return {}
+        self._set_synchronous(connection, any(kind.durable for kind in kinds))
         connection.execute("BEGIN IMMEDIATE")
         try:
             tx = Transaction(connection, careful)
@@ -373,6 +377,13 @@ class Writer:
         self.counters["items"] += sum(map(len, kinds.values()))
         return tx.touched
 
+    def _set_synchronous(self, connection: sqlite3.Connection, durable: bool) -> None:
+        """Whether the next commit waits for the disk. One that does not is on disk with the next one that does."""
+        mode = self._synchronous if durable else "NORMAL"
+        if mode != self._mode:
+            connection.execute(f"PRAGMA synchronous = {mode}")
+            self._mode = mode
+
     def _open(self) -> sqlite3.Connection:
         now = time.monotonic()
         if self.connection is not None and now - self._checked_at > CHECK_FILE:
@@ -381,6 +392,7 @@ class Writer:
                 self.close_file()
         if self.connection is None:
             self.connection = connect(self.path, self._synchronous)
+            self._mode = self._synchronous
             self._inode = inode(self.path)
         return self.connection
 

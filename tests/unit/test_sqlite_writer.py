@@ -221,6 +221,24 @@ def test_a_full_disk_is_waited_for_within_the_callers_time(place: Place) -> None
     patient.get()
 
 
+def test_only_what_must_survive_a_power_loss_waits_for_the_disk(place: Place) -> None:
+    modes: list[int] = []
+
+    class Probe(Note):
+        @classmethod
+        def write(cls, tx: Transaction, works: Sequence[Self]) -> None:
+            modes.append(tx.connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    class Fleeting(Probe):
+        durable = False
+
+    for kind in (Probe, Fleeting, Fleeting, Probe, Fleeting):
+        answer = Answer()
+        place.writer.add(kind("x", answer))
+        answer.get()
+    assert modes == [2, 1, 1, 2, 1]
+
+
 def test_a_file_that_was_removed_is_made_anew(place: Place, tmp_path: Path) -> None:
     place.add("first").get()
     for file in tmp_path.glob("psq.db*"):
