@@ -185,12 +185,11 @@ class Consumer:
             self.idle.set()
 
     def adopt(self, config: QueueConfig, invocation: Invocation) -> None:
-        """Serve again while it drains (removed from the file and added again). What runs goes on."""
+        """Take up again while it drains (removed from the file and added again); to be started. What runs goes on."""
         self.configure(config, invocation)
         self.idle.clear()
         self.state = "stopped"
         self.ended.set()  # whoever waits for the last task looks again
-        self.start()
 
     # receiving
 

@@ -57,6 +57,7 @@ class Parts:
     link: Any
     logs: Any
     task_log: Any
+    make_allowed: Callable[[Config], Allowed]
     allowed: Allowed
     queue: Any = None
 
@@ -67,13 +68,16 @@ class Daemon:
     Attributes:
         state: ``starting``, ``running``, ``paused`` or ``draining``.
         consumers: By queue name, those that drain included.
+        retiring: Consumers that a reload has ended and whose last tasks still run.
     """
 
     def __init__(self, parts: Parts) -> None:
         self.config, self.config_path, self.load = parts.config, parts.config_path, parts.load
         self.broker, self.storage, self.link, self.logs = parts.broker, parts.storage, parts.link, parts.logs
         self.state, self.started_at, self.broker_problem, self.keeper_alive = "starting", time.time(), "", True
+        self.make_allowed = parts.make_allowed
         self.consumers: dict[str, Consumer] = {}
+        self.retiring: set[Consumer] = set()
         self.active: set[Consumer] = set()
         self.stall = Stall(self.link.beat, self._beat)
         held = Held(self.link, self.broker, carry=self.broker.scheme == "pubsub" and self.config.max_strikes > 0)
@@ -264,7 +268,7 @@ class Daemon:
         self.state = "draining"
         self.reloads.cancel()
         self.link.send({"op": "stopping"})
-        consumers = list(self.consumers.values())
+        consumers = list({*self.consumers.values(), *self.retiring})
         running = sum(consumer.running for consumer in consumers)
         log.info("stopping: %d tasks run, they have %.0f s", running, self.config.shutdown_timeout)
         # No more pulls, what has not begun is given back, and what pulls in flight still bring.

@@ -71,7 +71,10 @@ class Reloader:
     def _run(self) -> None:
         while True:
             self._again = False
-            self._reload()
+            try:
+                self._reload()
+            except Exception as error:  # a bug of ours
+                self._failed(error)
             if not self._again:
                 return
 
@@ -81,14 +84,11 @@ class Reloader:
             new = daemon.load()
             changes = plan(daemon.config, new)
             effective = self._effective(new, changes)
-            allowed = Allowed(effective.imports, task_only=effective.task_only)
+            allowed = daemon.make_allowed(effective)
             allowed.import_all()
             consumers, invocations = self._prepare(effective, allowed)
         except Exception as error:  # tasks' modules may raise anything while they are imported
-            self.failures += 1
-            self.last_at, self.last_error = time.time(), f"{type(error).__name__}: {error}"
-            known = isinstance(error, PsqError)
-            log.error("reload failed, the old config runs on: %s", error, exc_info=None if known else error)
+            self._failed(error)
             return
         self._apply(effective, allowed, consumers, invocations)
         self.count += 1
@@ -102,6 +102,12 @@ class Reloader:
             except ConfigError as error:
                 self.last_error = str(error)
                 log.error("%s; the rest of the reload is in place", error)
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        self.last_at, self.last_error = time.time(), f"{type(error).__name__}: {error}"
+        known = isinstance(error, PsqError)
+        log.error("reload failed, the old config runs on: %s", error, exc_info=None if known else error)
 
     def _effective(self, new: Config, changes: Plan) -> Config:
         """The new config, with the old values where a restart is needed."""
@@ -152,15 +158,18 @@ class Reloader:
         for name, consumer in list(daemon.consumers.items()):
             if name not in config.queues or name in fresh:
                 self._retire(name, consumer)
+        for name, invocation in invocations.items():
+            known = daemon.consumers.get(name)
+            if known is None:  # its last task ended while this reload was prepared
+                fresh[name] = daemon.make_consumer(config, name)
+            elif known.state == "draining":
+                known.adopt(config.queues[name], invocation)
+                self._begin(known)
+            else:
+                known.configure(config.queues[name], invocation)
         for name, consumer in fresh.items():
             daemon.consumers[name] = consumer
             self._begin(consumer)
-        for name, invocation in invocations.items():
-            consumer = daemon.consumers[name]
-            if consumer.state == "draining":
-                consumer.adopt(config.queues[name], invocation)
-            else:
-                consumer.configure(config.queues[name], invocation)
         daemon.size_threads(config)
         daemon.tell_keeper(config)
 
@@ -174,12 +183,16 @@ class Reloader:
         """A queue that is not in the file any more: its tasks end, then it is forgotten."""
         if consumer.state == "draining":
             return
+        self._daemon.retiring.add(consumer)
         consumer.drain()
         gevent.spawn(self._forget, name, consumer).name = f"psqd drain {name}"
 
     def _forget(self, name: str, consumer: Consumer) -> None:
         consumer.idle.wait()
         daemon = self._daemon
-        if daemon.consumers.get(name) is consumer and consumer.state == "draining":
+        if consumer.state != "draining":
+            return  # adopted meanwhile
+        daemon.retiring.discard(consumer)
+        if daemon.consumers.get(name) is consumer:
             del daemon.consumers[name]
             log.info("queue %s is gone: all that it held has ended", name)

@@ -113,7 +113,7 @@ def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
     config = load()
     _put_on_path([*arguments.path, *config.path])
     handle = logs.setup(config.logging, "psqd")
-    allowed = Allowed(config.imports, task_only=config.task_only)
+    allowed = _allowed(config)
     allowed.import_all()
     broker = broker_of(config.broker)
     for name in config.queues:
@@ -121,9 +121,13 @@ def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
     storage = storage_of(config.storage, config.broker)
     log.info("psqd %s: broker %s, storage %s", _version(), broker.url, storage.url if storage is not None else "none")
     task_log = logs.TaskLog(config.logging.tasks == "all")
-    parts = Parts(config, load, os.path.abspath(path), broker, storage, link, handle, task_log, allowed)
+    parts = Parts(config, load, os.path.abspath(path), broker, storage, link, handle, task_log, _allowed, allowed)
     _check_contexts(config)
     return parts
+
+
+def _allowed(config: Config) -> Allowed:
+    return Allowed(config.imports, task_only=config.task_only)
 
 
 def _check_contexts(config: Config) -> None:
@@ -143,7 +147,11 @@ def _from_queue(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
     queue = _find_queue(arguments.queue)
     config = Config.for_queue(queue, imports=arguments.imports, paths=paths, concurrency=arguments.concurrency)
     handle = logs.setup(config.logging, "psqworker")
-    allowed = Allowed(arguments.imports, under=[str(Path(folder).resolve()) for folder in paths])
+
+    def make_allowed(config: Config) -> Allowed:
+        return Allowed(config.imports, under=[str(Path(folder).resolve()) for folder in paths])
+
+    allowed = make_allowed(config)
     allowed.import_all()
     broker, storage = queue.client.broker, queue.storage
     log.info(
@@ -154,7 +162,9 @@ def _from_queue(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
         storage.url if storage is not None else "none",
     )
     task_log = logs.TaskLog(config.logging.tasks == "all")
-    return Parts(config, lambda: config, arguments.queue, broker, storage, link, handle, task_log, allowed, queue)
+    return Parts(
+        config, lambda: config, arguments.queue, broker, storage, link, handle, task_log, make_allowed, allowed, queue
+    )
 
 
 def _find_queue(location: str) -> Any:

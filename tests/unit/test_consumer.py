@@ -180,6 +180,7 @@ def test_a_queue_that_is_added_again_while_it_drains_is_adopted() -> None:
     settle()
     place.consumer.drain()
     place.consumer.adopt(place.bench.config, place.bench.invocation)
+    place.consumer.start()
     assert receiver.on_stopped is not None
     receiver.on_stopped()
     settle()
