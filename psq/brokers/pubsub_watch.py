@@ -149,7 +149,7 @@ class Watch:
             except Exception as error:
                 receiver.error = str(error)
                 log.error("%s can't be made anew yet: %s", receiver.subscription, error)
-                call_later(pause * random.uniform(0.8, 1.2), lambda: self._try(receiver, min(LONGEST_PAUSE, pause * 2)))
+                self._try(receiver, min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2)))
             else:
                 log.warning("%s is there again", receiver.subscription)
                 receiver.mending = False
