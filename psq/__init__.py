@@ -11,7 +11,7 @@ Names are loaded when they are first used: this import touches nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # type checkers take it for true; `typing` itself need not be loaded
 
 if TYPE_CHECKING:
     from psq.client import Client as Client
