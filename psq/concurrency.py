@@ -71,7 +71,8 @@ class Waiter:
         """
         if timeout is not None or self._loop is None:
             return self._event.wait(timeout)
-        # A hub that waits for a native thread alone has nothing to do and would end with LoopExit; a timer is something.
+        # A hub that waits for a native thread alone has nothing to do and would end with LoopExit; a timer is
+        # something to do.
         while not self._event.wait(KEEP_ALIVE):
             pass
         return True

@@ -23,8 +23,9 @@ LATER = 0.25
 MAX_IDS = 1000
 #: Seconds that an idle poller's thread stays, so that one wait after the other needs no new one.
 LINGER = 1.0
-#: Seconds after which a waiter looks whether the poller still lives.
-WATCH = 2.0
+#: Seconds after which a waiter looks whether the poller still lives; without a turn for so long it does not
+#: (it may have been killed, or be a greenlet of a thread whose hub runs no more), nor with a read that takes so long.
+WATCH, NO_TURN, NO_ANSWER = 2.0, 4.0, 60.0
 
 log = logging.getLogger("psq")
 
@@ -117,6 +118,8 @@ class Poller:
         self._cadence = Cadence()
         self._sleep: Waiter | None = None
         self._problem: Exception | None = None
+        self._turned_at = self._clock()
+        self._looking = False
 
     def reset_after_fork(self) -> None:
         """In a forked child: nobody waits here."""
@@ -163,11 +166,16 @@ class Poller:
                 wake = not self._newcomers  # else it knows already
                 self._newcomers = True
                 self._waits.add(wait)
+            silence = self._clock() - self._turned_at
+            if self._running and silence > (NO_ANSWER if self._looking else NO_TURN):
+                self._generation += 1  # should it wake up, it ends
+                self._running = False
             begin, self._running = not self._running, True
-            sleep = self._sleep
+            if begin:
+                self._turned_at, self._looking = self._clock(), False
+            sleep, generation = self._sleep, self._generation
         if begin:
             try:
-                generation = self._generation
                 start_thread(lambda: self._run(generation), "psq-results")
             except BaseException:
                 self._running = False
@@ -198,12 +206,17 @@ class Poller:
         with self._lock:
             if generation != self._generation:
                 return False
-            now = self._clock()
+            now = self._turned_at = self._clock()
             idle = not self._waits
             pause = LINGER if idle else self._cadence.next(now, self._newcomers) - now
             self._sleep = sleep
         if pause <= 0:
-            self.look()
+            self._looking = True
+            try:
+                self.look()
+            finally:
+                if generation == self._generation:
+                    self._looking = False
             return True
         woken = sleep.wait(pause)
         with self._lock:
@@ -248,15 +261,9 @@ class Poller:
             wait.waiter.set(outcome)
 
 
-_making = original("_thread", "allocate_lock")()
-
-
 def poller_of(storage: Storage) -> Poller:
     """The one poller of a storage object."""
     poller: Poller | None = storage.__dict__.get("_psq_poller")
-    if poller is None:
-        with _making:
-            poller = storage.__dict__.get("_psq_poller")
-            if poller is None:
-                poller = storage.__dict__["_psq_poller"] = reset_after_fork(Poller(storage))
+    if poller is None:  # no lock, that a fork could find held: one too many is made and dropped
+        poller = storage.__dict__.setdefault("_psq_poller", reset_after_fork(Poller(storage)))
     return poller

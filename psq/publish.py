@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psq.brokers.base import Broker, Outgoing, QueueSpec
 from psq.concurrency import Waiter, original
-from psq.errors import EnqueueFailed, MessageTooLarge, PublishUnknown
+from psq.errors import ConfigError, EnqueueFailed, MessageTooLarge, PublishUnknown
 from psq.functions import OPTIONS_ATTRIBUTE, name_of
 from psq.message import Message, attributes, encode, new_id
 from psq.options import Options
@@ -18,7 +18,10 @@ from psq.serializers import dump_call
 if TYPE_CHECKING:
     from psq.storages.base import Storage
 
-__all__ = ["DEFAULT_PUBLISH_TIMEOUT", "Draft", "draft", "outgoing", "send", "send_many"]
+__all__ = ["DEFAULT_PUBLISH_TIMEOUT", "Call", "Draft", "draft", "outgoing", "send", "send_many", "split_call"]
+
+#: A call to enqueue: the function, its positional and its keyword arguments; the latter two may be left out.
+Call = Sequence[Any]
 
 #: Seconds that an enqueue may take, end to end.
 DEFAULT_PUBLISH_TIMEOUT = 10.0
@@ -28,6 +31,24 @@ GRACE = 5.0
 MAX_ATTRIBUTE_BYTES = 2000
 #: Most messages, and bytes of them, that `send_many` hands to the broker at a time: what it holds in memory.
 WINDOW, WINDOW_BYTES = 10_000, 64 * 1024 * 1024
+
+
+def split_call(call: Call) -> tuple[Callable[..., Any] | str, Sequence[Any], Mapping[str, Any]]:
+    """Function, positional and keyword arguments of an item of `enqueue_many`.
+
+    Raises:
+        ConfigError: It is no such item.
+    """
+    if isinstance(call, str) or callable(call) or not isinstance(call, (tuple, list)) or not 1 <= len(call) <= 3:
+        raise ConfigError(f"enqueue_many takes (f, args, kwargs) each, not {call!r:.80}")
+    f = call[0]
+    args: Any = call[1] if len(call) > 1 else ()
+    kwargs: Any = call[2] if len(call) > 2 else {}
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
+        raise ConfigError(
+            f"enqueue_many takes (f, args, kwargs): args a tuple or list, kwargs a dict; not {call!r:.80}"
+        )
+    return f, args, kwargs
 
 
 class Draft(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
@@ -14,9 +13,9 @@ from psq.context import ExtraContext
 from psq.errors import ConfigError
 from psq.fork import reset_after_fork
 from psq.options import Options
-from psq.publish import Draft, draft, outgoing, send, send_many
+from psq.publish import Call, Draft, draft, outgoing, send, send_many, split_call
 from psq.result import TaskResult
-from psq.signatures import bind, client_from
+from psq.signatures import bind, checked_name, client_from
 from psq.storages.base import Storage
 
 if TYPE_CHECKING:
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["BroadcastQueue", "Queue"]
 
 Q = TypeVar("Q", bound="Queue")
-
-#: A call to enqueue: the function, its positional and its keyword arguments; the latter two may be left out.
-Call = Sequence[Any]
-
-_is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+%-]{0,199}\Z").match
 
 
 class _Home:
@@ -109,7 +103,7 @@ class Queue:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kind = type(self).__name__
         bound = bind(args, kwargs, kind)
-        self.name: str = _checked_name(bound.get("name", self._default_name))
+        self.name: str = checked_name(bound.get("name", self._default_name))
         self._spec = QueueSpec(self.name, broadcast=self.broadcast)
         self.extra_context: ExtraContext | None = bound.get("extra_context")
         self.asynchronous = bool(bound.get("asynchronous", True))
@@ -231,7 +225,7 @@ class Queue:
         results: list[TaskResult] = []
         for index, call in enumerate(calls):
             try:
-                f, args, kwargs = _split(call)
+                f, args, kwargs = split_call(call)
                 drafts.append(draft(self.name, f, args, kwargs, self._options))
             except Exception as error:
                 error.add_note(f"It is item {index} of enqueue_many; nothing was sent.")
@@ -299,7 +293,7 @@ class Queue:
         """A queue of another name, of the same kind, with the same client, storage and contexts."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
-        copy.name = _checked_name(name)
+        copy.name = checked_name(name)
         copy._spec = QueueSpec(copy.name, broadcast=self.broadcast)
         copy._options = None
         return copy
@@ -357,28 +351,3 @@ class BroadcastQueue(Queue):
 
     broadcast: ClassVar[bool] = True
     _default_name: ClassVar[str] = "broadcast"
-
-
-def _checked_name(name: Any) -> str:
-    """A queue's name, if it is one; each broker may say more about it at the first enqueue."""
-    if not isinstance(name, str) or not _is_name(name):
-        raise ConfigError(
-            f"{name!r} is no queue's name: write 1 to 200 letters, digits and - _ . ~ + %, the first a letter or digit"
-        )
-    for ending in ("-dead", "-shared"):
-        if name.endswith(ending):
-            raise ConfigError(f"{name!r} is no queue's name: names that end in {ending!r} are psq's own")
-    return name
-
-
-def _split(call: Call) -> tuple[Callable[..., Any] | str, Sequence[Any], Mapping[str, Any]]:
-    if isinstance(call, str) or callable(call) or not isinstance(call, (tuple, list)) or not 1 <= len(call) <= 3:
-        raise ConfigError(f"enqueue_many takes (f, args, kwargs) each, not {call!r:.80}")
-    f = call[0]
-    args: Any = call[1] if len(call) > 1 else ()
-    kwargs: Any = call[2] if len(call) > 2 else {}
-    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
-        raise ConfigError(
-            f"enqueue_many takes (f, args, kwargs): args a tuple or list, kwargs a dict; not {call!r:.80}"
-        )
-    return f, args, kwargs

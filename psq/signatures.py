@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ from psq.brokers.base import Broker
 from psq.client import DEFAULT, Client
 from psq.errors import ConfigError
 
-__all__ = ["bind", "client_from"]
+__all__ = ["bind", "checked_name", "client_from"]
 
 _TODAY = ("client", "name", "storage", "extra_context", "asynchronous")
 _THEN = ("publisher_client", "subscriber_client", "project", "name", "storage", "extra_context", "asynchronous")
+_is_name = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+%-]{0,199}\Z").match
 _MARKS = frozenset(_THEN[:3])
 
 
@@ -81,3 +83,15 @@ def _of_google(publisher: Any, subscriber: Any, project: str) -> Client:
 
     settings = settings_of(publisher if publisher is not None else subscriber)
     return Client(project=project, endpoint=settings["endpoint"], credentials=settings["credentials"])
+
+
+def checked_name(name: Any) -> str:
+    """A queue's name, if it is one; each broker may say more about it at the first enqueue."""
+    if not isinstance(name, str) or not _is_name(name):
+        raise ConfigError(
+            f"{name!r} is no queue's name: write 1 to 200 letters, digits and - _ . ~ + %, the first a letter or digit"
+        )
+    for ending in ("-dead", "-shared"):
+        if name.endswith(ending):
+            raise ConfigError(f"{name!r} is no queue's name: names that end in {ending!r} are psq's own")
+    return name

@@ -127,6 +127,17 @@ def waiters_of_several_hubs_share_a_poller() -> None:
     assert other.get(timeout=30).id == "b"
 
 
+def a_poller_whose_hub_runs_no_more_is_replaced() -> None:
+    """It was begun by a thread of the pool, whose hub runs only while that thread waits."""
+    storage = MemoryStorage()
+    poller = Poller(storage)
+    storage.records["a"] = TaskRecord("a", FINISHED)
+    assert get_hub().threadpool.spawn(poller.wait, "a", 30).get(timeout=30).id == "a"
+    assert poller._running
+    storage.records["b"] = TaskRecord("b", FINISHED)
+    assert poller.wait("b", 30).id == "b"  # type: ignore[union-attr]
+
+
 def a_batch_is_of_its_greenlet() -> None:
     """Greenlets that are spawned inside the block do not join it."""
     broker = MemoryBroker()

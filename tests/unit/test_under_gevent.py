@@ -14,6 +14,7 @@ CASES = (
     "an_enqueue_that_is_killed_is_still_sent",
     "a_killed_waiter_for_a_result_hurts_nobody",
     "waiters_of_several_hubs_share_a_poller",
+    "a_poller_whose_hub_runs_no_more_is_replaced",
     "a_batch_is_of_its_greenlet",
     "a_task_in_the_hubs_callback_may_add",
 )
