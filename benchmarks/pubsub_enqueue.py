@@ -1,4 +1,3 @@
-# ruff: noqa: E402  (gevent patches before anything else is imported)
 """Publishing from many callers at once, each waiting for the broker's answer: group commit against a request each.
 
     PUBSUB_EMULATOR_HOST=127.0.0.1:8085 python benchmarks/pubsub_enqueue.py threads|gevent [callers] [messages]

@@ -1,4 +1,3 @@
-# ruff: noqa: E402  (gevent patches before anything else is imported)
 """Receiving and acking as fast as it goes, one process under gevent: the ceiling of one daemon.
 
     PUBSUB_EMULATOR_HOST=127.0.0.1:8085 python benchmarks/pubsub_receive.py [messages] [room]

@@ -1,0 +1,373 @@
+"""PubSubBroker against the real emulator: what it makes, what it finds, and what it survives."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from psq.brokers import pubsub_admin, pubsub_watch
+from psq.brokers import pubsub_wire as wire
+from psq.brokers.base import Outgoing, QueueSpec
+from psq.brokers.pubsub import PubSubBroker, from_clients, from_url
+from psq.errors import BrokerRefused, BrokerUnavailable, ConfigError, PublishUnknown
+from psq.message import decode
+from tests.contract.helpers import PATIENCE, Answer, Inbox, ack, outgoing, publish, receiving, stop
+from tests.integration.tcp_proxy import TcpProxy
+
+QUEUE = QueueSpec("work")
+
+
+class Project:
+    """A project of its own on the emulator, and what an operator does there."""
+
+    def __init__(self, address: str) -> None:
+        self.address, self.name = address, f"s-{uuid.uuid4().hex[:12]}"
+        self._brokers: list[PubSubBroker] = []
+        self.operator = self.broker()
+
+    def broker(self, address: str = "", **options: Any) -> PubSubBroker:
+        options.setdefault("poll", 2.0)
+        broker = PubSubBroker(self.name, endpoint=f"http://{address or self.address}", **options)
+        self._brokers.append(broker)
+        return broker
+
+    def call(self, method: Any, request: Any) -> Any:
+        return self.operator.channel.call(method, request, 30.0)
+
+    def topic(self, name: str = "work") -> str:
+        return f"projects/{self.name}/topics/psq-{name}"
+
+    def subscription(self, name: str = "work-shared") -> str:
+        return f"projects/{self.name}/subscriptions/psq-{name}"
+
+    def found(self, name: str = "work-shared") -> Any:
+        return self.call(wire.GET_SUBSCRIPTION, wire.GetSubscriptionRequest(subscription=self.subscription(name)))
+
+    def make_topic(self) -> None:
+        self.call(wire.CREATE_TOPIC, wire.Topic(name=self.topic()))
+
+    def delete_topic(self) -> None:
+        from google.protobuf import empty_pb2
+        from google.pubsub_v1 import types
+
+        from psq.google.calls import Method
+
+        request = types.DeleteTopicRequest.pb()
+        method = Method(
+            "/google.pubsub.v1.Publisher/DeleteTopic", request.SerializeToString, empty_pb2.Empty.FromString
+        )
+        self.call(method, request(topic=self.topic()))
+
+    def delete_subscription(self) -> None:
+        self.call(wire.DELETE_SUBSCRIPTION, wire.DeleteSubscriptionRequest(subscription=self.subscription()))
+
+    def make_subscription(self, **fields: Any) -> None:
+        self.make_topic()
+        self.call(
+            wire.CREATE_SUBSCRIPTION,
+            wire.Subscription(name=self.subscription(), topic=self.topic(), **fields),
+        )
+
+    def close(self) -> None:
+        for broker in self._brokers:
+            broker.close()
+
+
+@pytest.fixture
+def project(pubsub_emulator: str) -> Iterator[Project]:
+    project = Project(pubsub_emulator)
+    yield project
+    project.close()
+
+
+@pytest.fixture
+def proxy(pubsub_emulator: str) -> Iterator[TcpProxy]:
+    proxy = TcpProxy(pubsub_emulator)
+    yield proxy
+    proxy.close()
+
+
+def eventually(true: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait until something outside of this process has become true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+# what is made
+
+
+def test_the_first_publish_makes_topic_and_subscription_that_keep_messages_and_never_expire(project: Project) -> None:
+    publish(project.broker(), outgoing(QUEUE))
+    found = project.found()
+    assert found.topic == project.topic()
+    assert found.ack_deadline_seconds == 10
+    assert found.message_retention_duration.seconds == 7 * 86400  # the emulator refuses 31 days
+    assert found.HasField("expiration_policy")
+    assert found.expiration_policy.ttl.seconds == 0
+    assert dict(found.labels) == {"psq": "queue"}
+
+
+def test_names_begin_with_the_prefix(project: Project) -> None:
+    publish(project.broker(prefix="shop-staging-"), outgoing(QUEUE))
+    name = f"projects/{project.name}/subscriptions/shop-staging-psq-work-shared"
+    found = project.call(wire.GET_SUBSCRIPTION, wire.GetSubscriptionRequest(subscription=name))
+    assert found.topic == f"projects/{project.name}/topics/shop-staging-psq-work"
+
+
+def test_a_publish_to_a_broadcast_queue_makes_a_topic_alone(project: Project) -> None:
+    publish(project.broker(), outgoing(QueueSpec("fleet", broadcast=True)))
+    listed = project.call(wire.LIST_SUBSCRIPTIONS, wire.ListSubscriptionsRequest(project=f"projects/{project.name}"))
+    assert not listed.subscriptions
+
+
+def test_a_members_subscription_expires_after_a_day_and_goes_with_its_daemon_if_asked(project: Project) -> None:
+    broker = project.broker()
+    member = QueueSpec("fleet", broadcast=True, member="here-0", delete_on_close=True)
+    assert broker.declare(member) == []
+    found = project.found("fleet-here-0")
+    assert found.expiration_policy.ttl.seconds == 86400
+    assert found.message_retention_duration.seconds == 86400
+    broker.close()
+    with pytest.raises(Exception, match="NOT_FOUND"):
+        project.found("fleet-here-0")
+
+
+def test_a_retry_for_one_member_is_not_seen_by_the_others(project: Project) -> None:
+    one, two = (project.broker() for _ in range(2))
+    first = QueueSpec("fleet", broadcast=True, member="here-0")
+    second = QueueSpec("fleet", broadcast=True, member="there-0")
+    with receiving(one, first) as (a, _), receiving(two, second) as (b, _):
+        publish(one, outgoing(first, "retry"), outgoing(QueueSpec("fleet", broadcast=True), "for-all"))
+        assert {decode(d.data).id for d in a.take(2)} == {"retry", "for-all"}
+        assert decode(b.one().data).id == "for-all"
+        assert b.nothing(0.5)
+        ack(one, *a.all)
+        ack(two, *b.all)
+
+
+def test_the_ack_deadline_of_a_subscription_that_a_publisher_made_becomes_the_daemons(project: Project) -> None:
+    publish(project.broker(), outgoing(QUEUE))
+    assert project.broker().declare(QueueSpec("work", ack_deadline=60.0)) == []
+    assert project.found().ack_deadline_seconds == 60
+
+
+# what others made
+
+
+def test_a_foreign_ack_deadline_stays_and_is_used_for_the_first_lease(project: Project) -> None:
+    project.make_subscription(ack_deadline_seconds=45)
+    broker = project.broker()
+    (warning,) = broker.declare(QUEUE)
+    assert "45 s" in warning
+    assert project.found().ack_deadline_seconds == 45
+    publish(broker, outgoing(QUEUE))
+    inbox = Inbox()
+    receiver = broker.receiver(QUEUE, inbox)
+    receiver.start()
+    receiver.ask(1)
+    delivery = inbox.one()
+    assert delivery.lease_until - delivery.asked_at == 45.0
+    ack(broker, delivery)
+    stop(receiver)
+
+
+def test_a_push_subscription_is_refused_by_name(project: Project) -> None:
+    project.make_subscription(push_config={"push_endpoint": "https://example.com/hook"})
+    with pytest.raises(BrokerRefused, match=r"psq-work-shared can't be used: it pushes"):
+        project.broker().declare(QUEUE)
+
+
+def test_an_ordered_subscription_is_refused(project: Project) -> None:
+    project.make_subscription(enable_message_ordering=True)
+    with pytest.raises(BrokerRefused, match="ordering"):
+        project.broker().declare(QUEUE)
+
+
+def test_a_queue_name_that_pubsub_refuses_is_refused_before_anything_is_made(project: Project) -> None:
+    with pytest.raises(ConfigError):
+        project.broker().declare(QueueSpec("no way"))
+
+
+# births and deaths
+
+
+def test_a_deleted_topic_is_made_anew_when_a_daemon_starts_and_its_tasks_are_kept(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pubsub_admin, "REPAIR_JITTER", 0.01)
+    publish(project.broker(), *(outgoing(QUEUE, f"t{number}") for number in range(5)))
+    project.delete_topic()
+    assert project.found().topic == "_deleted-topic_"
+    broker = project.broker()
+    (warning,) = broker.declare(QUEUE)
+    assert "made anew" in warning
+    assert project.found().topic == project.topic()
+    publish(broker, outgoing(QUEUE, "new"))
+    with receiving(broker, QUEUE) as (inbox, _):
+        found = inbox.take(6)
+        assert {decode(d.data).id for d in found} == {"t0", "t1", "t2", "t3", "t4", "new"}
+        assert all(d.attributes["psq-id"] == decode(d.data).id for d in found)
+        ack(broker, *found)
+
+
+def test_a_topic_that_is_deleted_under_a_publisher_is_made_anew_with_a_subscription(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pubsub_admin, "REPAIR_JITTER", 0.01)
+    broker = project.broker()
+    publish(broker, outgoing(QUEUE, "before"))
+    project.delete_topic()
+    publish(broker, outgoing(QUEUE, "after"))
+    with receiving(project.broker(), QUEUE) as (inbox, _):
+        assert {decode(d.data).id for d in inbox.take(2)} == {"before", "after"}
+
+
+@pytest.mark.parametrize("what", ["topic", "subscription"])
+def test_what_is_deleted_under_a_running_daemon_is_noticed_and_made_anew(
+    project: Project, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(pubsub_admin, "REPAIR_JITTER", 0.01)
+    monkeypatch.setattr(pubsub_watch, "LOOK_AFTER", 0.5)
+    broker = project.broker()
+    with receiving(broker, QUEUE) as (inbox, receiver):
+        publish(broker, outgoing(QUEUE, "before"))
+        ack(broker, inbox.one())
+        if what == "topic":
+            project.delete_topic()
+        else:
+            project.delete_subscription()
+
+        def mended() -> bool:
+            broker.tick()
+            try:
+                return bool(project.found().topic == project.topic())
+            except Exception:
+                return False
+
+        eventually(mended)
+        publish(project.broker(), outgoing(QUEUE, "after"))
+        delivery = inbox.one()
+        assert decode(delivery.data).id == "after"
+        assert receiver.error == ""
+        ack(broker, delivery)
+
+
+# networks
+
+
+def test_a_server_that_is_not_there_is_unavailable_and_says_where(project: Project) -> None:
+    broker = project.broker("127.0.0.1:1")
+    answer = Answer()
+    broker.publish(outgoing(QUEUE), answer, timeout=0.5)
+    with pytest.raises(BrokerUnavailable, match="psq-work"):
+        answer.get()
+    with pytest.raises(BrokerUnavailable):
+        broker.declare(QUEUE)
+
+
+def test_a_publish_whose_answer_is_lost_is_unknown_and_was_accepted(project: Project, proxy: TcpProxy) -> None:
+    broker = project.broker(proxy.address)
+    publish(broker, outgoing(QUEUE, "first"))
+    proxy.muting = True
+    answer = Answer()
+    broker.publish(outgoing(QUEUE, "second"), answer, timeout=1.0)
+    with pytest.raises(PublishUnknown) as caught:
+        answer.get()
+    assert caught.value.task_id == "second"
+    with receiving(project.broker(), QUEUE) as (inbox, _):
+        assert "second" in {decode(d.data).id for d in inbox.take(2)}
+
+
+def test_a_connection_that_is_cut_costs_no_publish_no_ack_and_no_message(project: Project, proxy: TcpProxy) -> None:
+    broker = project.broker(proxy.address)
+    queue = QueueSpec("work", ack_deadline=60.0)
+    with receiving(broker, queue, ask=1000) as (inbox, receiver):
+        answers = []
+        for number in range(200):
+            answer = Answer()
+            broker.publish(outgoing(queue, f"t{number}"), answer, timeout=60.0)
+            answers.append(answer)
+            if number % 50 == 25:
+                proxy.cut()
+        for answer in answers:
+            answer.get()
+        seen: set[str] = set()
+        while len(seen) < 200:
+            delivery = inbox.one()
+            seen.add(decode(delivery.data).id)
+            ack(broker, delivery)
+            receiver.ask(1000)
+        assert seen == {f"t{number}" for number in range(200)}
+    assert proxy.accepted >= 2
+
+
+def test_a_connection_that_swallows_everything_is_made_anew_and_the_queue_is_served(
+    project: Project, proxy: TcpProxy
+) -> None:
+    broker = project.broker(proxy.address, poll=0.5)
+    with receiving(broker, QUEUE) as (inbox, receiver):
+        publish(broker, outgoing(QUEUE, "before"))
+        ack(broker, inbox.one())
+        proxy.swallowing = True
+        swallowed_at = time.monotonic()
+        eventually(lambda: time.monotonic() - max(receiver.answered_at, swallowed_at) > 1.0)  # not ready meanwhile
+        proxy.swallowing = False  # new connections work; the old one has lost bytes and never will
+
+        def renewed() -> bool:
+            broker.tick()
+            return broker.stats()["channel_renewals"] >= 1
+
+        eventually(renewed)
+        publish(project.broker(), outgoing(QUEUE, "after"))
+        ack(broker, inbox.one())
+        assert receiver.answered_at > swallowed_at
+
+
+# ways to make a broker
+
+
+def test_a_url_makes_the_same_broker_again(project: Project) -> None:
+    broker = from_url(project.operator.url)
+    try:
+        publish(broker, outgoing(QUEUE))
+        assert broker.url == project.operator.url == f"pubsub://{project.name}?endpoint=http://{project.address}"
+    finally:
+        broker.close()
+
+
+def test_googles_own_clients_give_their_emulator(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    from google.cloud import pubsub_v1
+
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", project.address)
+    publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
+    try:
+        for clients in ((publisher, subscriber), (None, subscriber)):
+            broker = from_clients(*clients, project.name)
+            try:
+                assert broker.url == project.operator.url
+                publish(broker, outgoing(QUEUE))
+            finally:
+                broker.close()
+    finally:
+        publisher.transport.close()
+        subscriber.close()
+
+
+def test_a_batch_with_one_message_that_the_server_refuses_fails_that_one_alone(project: Project) -> None:
+    broker = project.broker()
+    broker.declare(QUEUE)
+    answers = [Answer() for _ in range(20)]
+    for number, answer in enumerate(answers):
+        if number == 7:
+            broker.publish(Outgoing(QUEUE, b"", {}), answer)  # the emulator refuses empty messages
+        else:
+            broker.publish(outgoing(QUEUE, f"t{number}"), answer)
+    errors = [answer.error() for answer in answers]
+    assert [number for number, error in enumerate(errors) if error is not None] == [7]
+    assert isinstance(errors[7], BrokerRefused)
