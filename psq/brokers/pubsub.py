@@ -28,6 +28,8 @@ __all__ = ["PubSubBroker", "from_url"]
 
 #: OAuth scope of all that we do.
 SCOPES = ("https://www.googleapis.com/auth/pubsub",)
+#: Connections that a channel may open at least: they are opened when they are needed.
+CONNECTIONS = 16
 #: Seconds that `close` waits for what was handed over before.
 CLOSE_TIMEOUT = 15.0
 
@@ -80,7 +82,9 @@ class PubSubBroker(Broker):
         place = self._place
         target = Target(place.address, place.secure, self._credentials, SCOPES, HOST)
         poll = self._poll or poll_for(self._queues)
-        self.channel = Channel(target, connections=connections_for(self._queues), keepalive=max(30.0, 0.6 * poll))
+        self.channel = Channel(
+            target, connections=max(CONNECTIONS, connections_for(self._queues)), keepalive=max(30.0, 0.6 * poll)
+        )
         self._admin = Admin(self.channel, self._names)
         self._publisher = Publisher(self.channel, self._names, self._admin, self._post)
         self._acks = Acks(self.channel, self._post)
@@ -103,14 +107,16 @@ class PubSubBroker(Broker):
         self._names.check(name)
 
     def expect_queues(self, queues: int) -> None:
-        """Say how many queues this process will receive from, before it does.
+        """Say how many queues this process will receive from; otherwise they are counted as they come.
 
-        Where that needs more connections than before, the channel is made anew:
-        calls in flight are repeated.
+        Where that needs more connections than allowed so far, the channel is
+        made anew: calls in flight are repeated, which strands what cancelled
+        pulls had on their way for a lease. There is room for 1,000 from the start.
         """
         if queues > self._queues:
             self._queues = queues
-            self.channel.grow(connections_for(queues))
+            if connections_for(queues) > self.channel.connections:
+                self.channel.grow(connections_for(2 * queues))
 
     def publish(self, message: Outgoing, done: Done, *, timeout: float = 10.0) -> None:
         """See `Broker.publish`. To a broadcast queue with a member: for that member alone."""
@@ -149,7 +155,7 @@ class PubSubBroker(Broker):
             missing=self._watch.mend,
             doubtful=self._watch.probe,
         )
-        self._watch.add(receiver)
+        self.expect_queues(self._watch.add(receiver))
         return receiver
 
     def _subscription(self, queue: QueueSpec) -> str:

@@ -23,7 +23,7 @@ __all__ = ["Watch"]
 #: Seconds without a message after which a subscription is looked at, and again after as long.
 LOOK_AFTER = 30.0
 #: Looks a second of one process: the quota of administrative calls is shared with the whole project.
-LOOKS_A_SECOND = 5
+LOOKS_A_SECOND = 3
 #: Seconds for one look.
 LOOK_TIMEOUT = 10.0
 #: Pauses between attempts to mend a subscription, seconds.
@@ -53,9 +53,14 @@ class Watch:
         self._may_look = True
         self._closed = False
 
-    def add(self, receiver: PubSubReceiver) -> None:
-        """Watch a receiver, for as long as somebody has it."""
+    def add(self, receiver: PubSubReceiver) -> int:
+        """Watch a receiver, for as long as somebody has it.
+
+        Returns:
+            How many are watched.
+        """
         self._receivers.add(receiver)
+        return len(self._receivers)
 
     def close(self) -> None:
         """Mend nothing any more."""

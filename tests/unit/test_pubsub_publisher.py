@@ -448,17 +448,17 @@ def subscription(topic: str = "projects/p/topics/psq-work") -> Any:
 
 
 def test_idle_subscriptions_are_looked_at_a_few_a_second(watching: WatchRig) -> None:
-    for _ in range(12):
+    for _ in range(7):
         watching.receiver()
     busy = watching.receiver()
     busy.messages_at = time.monotonic()
     watching.watch.tick()
-    assert len(watching.channel.open) == 5
+    assert len(watching.channel.open) == 3
     watching.watch.tick()
     watching.watch.tick()
-    assert len(watching.channel.open) == 12
+    assert len(watching.channel.open) == 7
     watching.watch.tick()
-    assert len(watching.channel.open) == 12
+    assert len(watching.channel.open) == 7
 
 
 def test_where_looking_is_not_allowed_it_is_not_tried_again(watching: WatchRig) -> None:
