@@ -35,7 +35,8 @@ class Family:
     def environment(self, **more: str) -> dict[str, str]:
         """An environment with the mark, and without the caller's psq settings."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PSQ_", "PSQD_"))}
-        return clean | {MARK: self.mark, "PYTHONUNBUFFERED": "1"} | more
+        # setproctitle would write over the environment that /proc shows, mark and all
+        return clean | {MARK: self.mark, "PYTHONUNBUFFERED": "1", "SPT_NOENV": "1"} | more
 
     def alive(self) -> list[psutil.Process]:
         """Those that run now; zombies do not count."""
