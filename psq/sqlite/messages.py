@@ -35,7 +35,7 @@ def member_source(queue: str, member: str) -> str:
 
 
 class Publish(Work):
-    """A message, or a copy for each member of a broadcast queue."""
+    """A message, or a copy for each member of a broadcast queue; with a member named in the spec, for that one alone."""
 
     __slots__ = ("body", "broadcast", "due_at", "queue")
     order: ClassVar[int] = 20
@@ -44,7 +44,9 @@ class Publish(Work):
         self, queue: QueueSpec, body: bytes, due_at: float | None, done: Done, outbox: Outbox, timeout: float
     ) -> None:
         super().__init__(done, BROKER, outbox, timeout)
-        self.queue, self.broadcast, self.body, self.due_at = queue.name, queue.broadcast, body, due_at
+        own = queue.broadcast and queue.member
+        self.queue = member_source(queue.name, queue.member) if own else queue.name
+        self.broadcast, self.body, self.due_at = queue.broadcast and not own, body, due_at
 
     def weight(self) -> int:
         """Its document and what goes with it."""

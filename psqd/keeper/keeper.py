@@ -257,7 +257,7 @@ class Keeper:
         text = f"worker {worker.pid} ended: {ended}{why}; {backs} deliveries are given back, {struck} struck"
         (self._log.info if ended.code == 0 or worker.unborn_stop else self._log.error)(text)
         if unstruck:
-            self._log.warning(f"{unstruck} started tasks are given back without a strike: too large, or broadcast")
+            self._log.warning(f"{unstruck} started tasks are given back without a strike: too large")
         self._next(worker, ended, backs + struck)
 
     def _next(self, worker: Worker, ended: Ended, held: int) -> None:

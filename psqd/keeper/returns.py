@@ -102,7 +102,7 @@ class Returns:
 
         Returns:
             How many are given back, how many are struck, and how many of those given back had started
-            and could not be struck: their document is too large or is not one worker's alone.
+            and could not be struck: their document is too large.
         """
         now, known = self.clock(), self.client.knows_documents
         backs = strikes = unstruck = 0

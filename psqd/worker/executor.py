@@ -11,9 +11,10 @@
     hold          -                                             park
     interrupted   -                                             nack
 
-A crash between the two steps makes a duplicate, never a loss. Nothing here
-waits: each step is begun by the completion of the one before (`steps.py`),
-and the worker greenlet goes on to its next delivery.
+A crash between the two steps makes a duplicate, never a loss. A step that fails
+is taken again after a pause, the lease kept. Nothing here waits: each step is
+begun by the completion of the one before (`steps.py`), and the worker greenlet
+goes on to its next delivery.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import gevent
 
 from psq.brokers.base import Delivery, Outgoing
 from psq.context import TaskContext
-from psq.errors import TaskInterrupted
+from psq.errors import StorageRefused, TaskInterrupted
 from psq.functions import Resolved
 from psq.message import Message, attributes, decode, encode
 from psq.result import error_document
@@ -41,7 +42,7 @@ from psqd.worker.invocation import Invocation
 from psqd.worker.outcome import Dead, Failed, Finished, Hold, Interrupted, Later, Outcome, Retried
 from psqd.worker.records import error_text
 from psqd.worker.runtime import Runtime
-from psqd.worker.steps import Attempt, Steps
+from psqd.worker.steps import BUG_PAUSE, Attempt, Steps
 
 __all__ = ["Executor"]
 
@@ -49,7 +50,7 @@ __all__ = ["Executor"]
 HOLD_IN_MEMORY = 1.0
 #: Pause of a second struck task while one runs, seconds.
 STRUCK_PAUSE = 1.0
-#: Seconds for the publish of a retry, end to end; after that the old delivery is given back.
+#: Seconds for one publish of a retry, end to end; it is repeated after a pause.
 PUBLISH_TIMEOUT = 30.0
 
 log = logging.getLogger("psqd")
@@ -80,7 +81,6 @@ class Executor:
         self.counters, self._again = counters, again
         self._steps = Steps(name, config, runtime, counters)
         self._admission = Admission(name, runtime)
-        self._attempts: dict[str, int] = {}  # of broadcast tasks: a retry is for this worker alone
         self._told_reply = False
 
     def configure(self, config: QueueConfig, invocation: Invocation) -> None:
@@ -97,8 +97,9 @@ class Executor:
         except TaskInterrupted:  # while it waited for its early ack
             self.runtime.held.give_back([delivery])
         except BaseException:  # a bug of ours must not cost the task, nor the greenlet
+            if delivery.slot >= 0:
+                self.runtime.held.park([delivery], BUG_PAUSE)
             log.exception("a delivery of queue %s is given back after an error in psqd itself", self.name)
-            self.runtime.held.give_back([delivery])
 
     def _run(self, delivery: Delivery) -> tuple[Attempt, Outcome | None]:
         read = self._admission.read(delivery)
@@ -136,7 +137,7 @@ class Executor:
             message.id,
             message.function,
             self.name,
-            attempt=self._attempts.get(message.id, message.attempt) if self._attempts else message.attempt,
+            attempt=message.attempt,
             run=message.run,
             retries=self.invocation.policy(message, resolved).retries,
             enqueued_at=message.enqueued_at,
@@ -190,13 +191,11 @@ class Executor:
                 self._failed(attempt, Failed(error_document(error)))
                 return
             self._steps.store(attempt, record)
-        self._ended(attempt)
         self.counters.outcomes["finished"] += 1
         if runtime.task_log.all:
             runtime.task_log.ended(attempt.message, self.name, "finished", attempt.waited, attempt.ran)
 
     def _failed(self, attempt: Attempt, outcome: Failed) -> None:
-        self._ended(attempt)
         text, trace = error_text(outcome.error), str(outcome.error.get("traceback", ""))
         self._tell(attempt, "failed", text, trace, logging.ERROR)
         if outcome.out_of_retries:
@@ -209,22 +208,17 @@ class Executor:
         assert task is not None
         text = f"{error_text(outcome.error)}; again in {outcome.delay:.3g} s"
         self._tell(attempt, "retried", text, str(outcome.error.get("traceback", "")), logging.WARNING)
-        if delivery.queue.broadcast:  # published, it would go to every worker
-            self._attempts[message.id] = task.attempt + 1
-            message.due_at = None
-            self._later(attempt, outcome.delay)
-            return
         self._steps.note(attempt, RETRYING, outcome.error)
         received = decode(delivery.data)  # the function may have changed its arguments
         message.args, message.kwargs = received.args, received.kwargs
         message.attempt = task.attempt + 1
         message.due_at = time.time() + outcome.delay if outcome.delay > 0 else None
+        # Of a broadcast queue: for this worker's own copy alone, since the spec names its member.
         out = Outgoing(delivery.queue, encode(message), attributes(message), message.due_at, message.id)
-        then = partial(self._steps.then_ack, delivery, "publish its next attempt")
-        self.runtime.broker.publish(out, then, timeout=PUBLISH_TIMEOUT)
+        publish = partial(self.runtime.broker.publish, out, timeout=PUBLISH_TIMEOUT)
+        self._steps.publish_next(attempt, publish, outcome.error)
 
     def _dead(self, attempt: Attempt, outcome: Dead) -> None:
-        self._ended(attempt)
         text = f"{outcome.reason}: {outcome.error}"
         self._tell(attempt, "dead", text, outcome.traceback, logging.ERROR)
         error = {"type": "psq.errors:TaskFailed", "message": text, "traceback": outcome.traceback}
@@ -233,8 +227,6 @@ class Executor:
     def _later(self, attempt: Attempt, seconds: float) -> None:
         delivery, message, runtime = attempt.delivery, attempt.message, self.runtime
         broker, storage, due = runtime.broker, runtime.storage, message.due_at
-        if delivery.slot < 0:
-            return  # acked early: it is gone
         if seconds <= HOLD_IN_MEMORY:
             gevent.spawn_later(max(0.0, seconds), self._again, delivery)
         elif (
@@ -248,10 +240,19 @@ class Executor:
             self.counters.scheduled += 1
             key = f"{message.id}:{message.attempt}"
             item = Scheduled(key, due, self.name, delivery.data, dict(delivery.attributes))
-            storage.schedule(item, partial(self._steps.then_ack, delivery, "move it to the schedule"))
+            never = partial(self._unschedulable, attempt)
+            self._steps.step(attempt, "move it to the schedule", partial(storage.schedule, item), never=never)
         else:
             self.counters.parked += 1
             runtime.held.park([delivery], min(seconds, broker.max_park))
+
+    def _unschedulable(self, attempt: Attempt, error: Exception) -> bool:
+        """What the storage refuses is parked again and again instead."""
+        if isinstance(error, StorageRefused):
+            self.counters.parked += 1
+            self.runtime.held.park([attempt.delivery], self.runtime.broker.max_park)
+            log.warning("a delayed task of queue %s stays with the broker: %s", self.name, error)
+        return isinstance(error, StorageRefused)
 
     def _interrupted(self, attempt: Attempt) -> None:
         if attempt.delivery.slot >= 0:
@@ -262,10 +263,6 @@ class Executor:
             self._steps.store_failure(attempt, error)
             detail = "the worker stops: it was acked early and does not run again"
         self._tell(attempt, "interrupted", detail, "", logging.WARNING)
-
-    def _ended(self, attempt: Attempt) -> None:
-        if self._attempts:
-            self._attempts.pop(attempt.message.id, None)
 
     def _tell(self, attempt: Attempt, outcome: str, detail: str, trace: str, level: int) -> None:
         self.counters.outcomes[outcome] += 1

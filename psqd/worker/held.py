@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from gevent import get_hub
 
 from psq.brokers.base import Broker, Delivery
+from psq.group_commit import Done
 
 __all__ = ["MAX_STRIKE_BYTES", "Held", "Link"]
 
@@ -60,9 +61,7 @@ class Held:
     def take(self, deliveries: Sequence[Delivery]) -> None:
         """The broker leased these to us; they are all of one queue."""
         link, slots = self._link, self._slots
-        queue = deliveries[0].queue
-        # A broadcast message can't be published again for one worker alone.
-        carry = self._carry and not queue.broadcast
+        queue, carry = deliveries[0].queue, self._carry
         leases = []
         for delivery in deliveries:
             slot = delivery.slot = link.allocate()
@@ -96,12 +95,19 @@ class Held:
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
         """Let others have them, at once. They may be of several queues."""
         for some in _by_queue(deliveries):
-            self._broker.nack(some, partial(self._given_back, some))
+            self._let_go(some, partial(self._broker.nack, some))
 
     def park(self, deliveries: Sequence[Delivery], seconds: float) -> None:
         """Let them come again after a pause, to anybody. They may be of several queues."""
         for some in _by_queue(deliveries):
-            self._broker.park(some, seconds, partial(self._given_back, some))
+            self._let_go(some, partial(self._broker.park, some, seconds))
+
+    def _let_go(self, some: list[Delivery], begin: Callable[[Done], None]) -> None:
+        done = partial(self._given_back, some)
+        try:
+            begin(done)
+        except Exception as error:  # a slot that is never released would be extended for half a day
+            done(None, error)
 
     def mark_lost(self, slots: Sequence[int], keys: Sequence[str]) -> list[Delivery]:
         """The keeper says that these leases are lost; those that we still hold.
@@ -118,10 +124,10 @@ class Held:
         return list(self._slots.values())
 
     def _given_back(self, deliveries: Sequence[Delivery], _: object, error: Exception | None) -> None:
-        if error is not None:  # they come again by themselves, when the lease is over
-            log.warning("could not give back %d deliveries: %s", len(deliveries), error)
         for delivery in deliveries:
             self.release(delivery)
+        if error is not None:  # they come again by themselves, when the lease is over
+            log.warning("could not give back %d deliveries: %s", len(deliveries), error)
 
     def _flush(self) -> None:
         self._flushing = False

@@ -388,6 +388,18 @@ def test_every_member_of_a_broadcast_queue_gets_a_copy(place: BrokerPlace) -> No
         assert b.nothing(place.never)
 
 
+def test_what_is_published_for_one_member_goes_to_that_one_alone(place: BrokerPlace) -> None:
+    one, two = place.open(), place.open()
+    first = place.queue("fleet", broadcast=True, member="host-0")
+    second = place.queue("fleet", broadcast=True, member="host-1")
+    with receiving(one, first) as (a, _), receiving(two, second) as (b, _):
+        publish(one, outgoing(first))
+        ack(one, a.one())
+        assert b.nothing(place.never)
+        publish(two, outgoing(place.queue("fleet", broadcast=True), "t2"))
+        assert decode(b.one().data).id == "t2"
+
+
 def test_a_member_finds_what_came_while_it_was_away(place: BrokerPlace) -> None:
     member = place.queue("fleet", broadcast=True, member="host-0")
     with receiving(place.open(), member) as (inbox, _):

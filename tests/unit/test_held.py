@@ -30,10 +30,24 @@ def test_the_keeper_is_told_in_one_frame_with_what_a_strike_needs() -> None:
     assert len(held) == 2
 
 
-def test_a_broadcast_message_is_never_published_again_so_its_document_is_not_carried() -> None:
+def test_a_broadcast_message_that_kills_its_worker_can_be_struck_too() -> None:
     held, link, _ = bench()
     held.take([delivery(broadcast=True)])
-    assert link.taken[0][1][0][3] is None
+    assert link.taken[0][1][0][3] == b"x"
+
+
+def test_what_a_broker_refuses_to_take_back_at_once_is_released_all_the_same() -> None:
+    held, _, outside = bench()
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    outside.nack = outside.park = broken
+    items = [delivery(), delivery()]
+    held.take(items)
+    held.give_back(items[:1])
+    held.park(items[1:], 5.0)
+    assert len(held) == 0
 
 
 def test_releases_of_one_turn_go_in_one_frame_and_only_once() -> None:
