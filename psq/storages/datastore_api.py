@@ -12,6 +12,7 @@ from psq.concurrency import Waiter
 from psq.errors import BrokerError, MissingDependency, PsqError, StorageRefused, StorageUnavailable
 from psq.google.channel import Channel, Method
 from psq.google.errors import CallError, storage_error
+from psq.storages.datastore_wire import tag_of
 
 __all__ = ["Api", "Pb", "closed_error", "pb", "translated"]
 
@@ -45,12 +46,16 @@ class Pb:
         self.CommitRequest = raw(datastore.CommitRequest)
         self.LookupRequest = raw(datastore.LookupRequest)
         self.RunQueryRequest = raw(datastore.RunQueryRequest)
+        self.Mutation = raw(datastore.Mutation)
         self.Key = raw(entity.Key)
         self.Entity = raw(entity.Entity)
         self.QueryBatch = raw(query.QueryResultBatch)
-        self.commit = self._method("Commit", self.CommitRequest, raw(datastore.CommitResponse))
+        # a commit is put together as bytes: see datastore_wire
+        self.commit = Method("/google.datastore.v1.Datastore/Commit", None, raw(datastore.CommitResponse).FromString)
         self.lookup = self._method("Lookup", self.LookupRequest, raw(datastore.LookupResponse))
         self.run_query = self._method("RunQuery", self.RunQueryRequest, raw(datastore.RunQueryResponse))
+        self.MUTATIONS = tag_of(self.CommitRequest, "mutations")
+        self.INSERT = tag_of(self.Mutation, "insert")
         self.NON_TRANSACTIONAL = int(datastore.CommitRequest.Mode.NON_TRANSACTIONAL)
         self.FAIL = int(datastore.Mutation.ConflictResolutionStrategy.FAIL)
         self.NOT_FINISHED = int(query.QueryResultBatch.MoreResultsType.NOT_FINISHED)
@@ -208,13 +213,14 @@ class Api:
 
     def set_key(self, key: Any, kind: str, name: str) -> None:
         """Fill an empty Key."""
-        prefix = self._prefixes.get(kind)
-        if prefix is None:
-            prefix = self._prefixes[kind] = self._prefix(kind)
-        key.MergeFromString(prefix)
+        key.MergeFromString(self.key_prefix(kind))
         key.path[0].name = name
 
-    def _prefix(self, kind: str) -> bytes:
+    def key_prefix(self, kind: str) -> bytes:
+        """The bytes of a Key without its name."""
+        prefix = self._prefixes.get(kind)
+        if prefix is not None:
+            return prefix
         key = pb().Key()
         partition = key.partition_id
         partition.project_id = self.project
@@ -223,8 +229,8 @@ class Api:
         if self.namespace:
             partition.namespace_id = self.namespace
         key.path.add().kind = kind
-        serialized: bytes = key.SerializeToString()
-        return serialized
+        prefix = self._prefixes[kind] = bytes(key.SerializeToString())
+        return prefix
 
     def key(self, kind: str, name: str) -> Any:
         """A new Key."""

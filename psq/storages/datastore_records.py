@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from psq.storages.datastore_api import pb
 from psq.storages.datastore_commit import Seen
 from psq.storages.datastore_heads import Head
 from psq.storages.datastore_values import (
+    blob_property,
     is_expired,
     ix_name,
     ix_shard,
@@ -21,14 +23,17 @@ from psq.storages.datastore_values import (
     put_blob,
     put_float,
     put_int,
+    put_ix,
     put_packed,
     put_string,
     put_text,
     put_time,
     read,
     read_text,
+    string_property,
     whole_seconds,
 )
+from psq.storages.datastore_wire import Template, seconds_varint
 
 __all__ = ["TASK", "TaskHead", "task_of"]
 
@@ -75,30 +80,8 @@ class TaskHead(Head):
 
     def fill(self, entity: Any) -> None:
         """See `Write.fill`."""
-        record = self.record
-        started, finished, expires = record.started_at, record.finished_at, record.expires_at
-        constant, views = _task_template(
-            record.state,
-            record.queue,
-            record.function,
-            record.worker,
-            record.attempt,
-            record.run,
-            started is not None,
-            finished is not None,
-            expires is not None,
-        )
-        entity.MergeFromString(constant)
-        properties = entity.properties
-        at = record.enqueued_at
-        properties["enqueued_at"].double_value = at
-        if started is not None:
-            properties["started_at"].double_value = at = started
-        if finished is not None:
-            properties["finished_at"].double_value = at = finished
-        if expires is not None:
-            properties["expires_at"].double_value = expires
-            properties["expires"].timestamp_value.seconds = whole_seconds(expires)
+        record, properties = self.record, entity.properties
+        at = _fill_common(properties, record)
         if self.packed is not None:
             put_packed(properties, self.packed)
         else:
@@ -109,14 +92,94 @@ class TaskHead(Head):
                 put_string(properties, "error", error.decode())
         if self.name != record.id:
             put_text(properties, "id", record.id)
-        tail = f"{ix_shard(record.id)}:{milliseconds(at):013d}"
-        add = properties["ix"].array_value.values.add
-        for view in views:
-            add().string_value = view + tail
+        put_ix(properties, *(view + _tail(record.id, at) for view in _views(record)))
+
+    def encode(self, key: bytes) -> bytes | None:
+        """See `Write.encode`."""
+        record = self.record
+        id, started, finished, expires = record.id, record.started_at, record.finished_at, record.expires_at
+        if self.packed is not None or self.name != id:
+            return None
+        template = _template(
+            key,
+            len(id),
+            record.state,
+            record.queue,
+            record.function,
+            record.worker,
+            record.attempt,
+            record.run,
+            started is not None,
+            finished is not None,
+            expires is not None,
+        )
+        if template is None:
+            return None
+        at = record.enqueued_at
+        values = [id.encode(), _double(at)]
+        if started is not None:
+            values.append(_double(at := started))
+        if finished is not None:
+            values.append(_double(at := finished))
+        if expires is not None:
+            seconds = seconds_varint(whole_seconds(expires))
+            if seconds is None:
+                return None
+            values += (_double(expires), seconds)
+        tail = _tail(id, at).encode()
+        values += (tail, tail, tail)
+        result, error = self.content
+        return template.filled(
+            values,
+            b"" if result is None else blob_property("result", result),
+            b"" if error is None else string_property("error", error),
+        )
 
 
-@functools.lru_cache(maxsize=1024)
-def _task_template(
+def _tail(id: str, at: float) -> str:
+    """How a value of `ix` ends: 15 characters."""
+    return f"{ix_shard(id)}:{milliseconds(at):013d}"
+
+
+def _views(record: TaskRecord) -> tuple[str, str, str]:
+    """How the values of `ix` begin."""
+    state = record.state
+    return f"s:{state}:", f"q:{ix_name(record.queue)}:{state}:", f"f:{ix_name(record.function)}:{state}:"
+
+
+def _fill_common(properties: Any, record: TaskRecord) -> float:
+    """Set all but the content, the id and `ix`; the time that counts for `ix`."""
+    put_string(properties, "state", record.state)
+    put_text(properties, "queue", record.queue)
+    put_text(properties, "function", record.function)
+    if record.worker:
+        put_text(properties, "worker", record.worker)
+    put_int(properties, "attempt", record.attempt)
+    if record.run != 1:
+        put_int(properties, "run", record.run)
+    at = record.enqueued_at
+    put_float(properties, "enqueued_at", at)
+    if record.started_at is not None:
+        put_float(properties, "started_at", at := record.started_at)
+    if record.finished_at is not None:
+        put_float(properties, "finished_at", at := record.finished_at)
+    if record.expires_at is not None:
+        put_float(properties, "expires_at", record.expires_at)
+        put_time(properties, "expires", record.expires_at)
+    return at
+
+
+_double = struct.Struct("<d").pack
+#: Stand where the times will be: no record has these.
+_TIMES = (1.2345678901234e-300, 1.2345678901235e-300, 1.2345678901236e-300, 1.2345678901237e-300)
+_TAILS = ("\x01marked-tail-0\x01", "\x01marked-tail-1\x01", "\x01marked-tail-2\x01")
+_SECONDS = 0x3_1234_5678
+
+
+@functools.lru_cache(maxsize=4096)
+def _template(
+    key: bytes,
+    length: int,
     state: str,
     queue: str,
     function: str,
@@ -126,26 +189,31 @@ def _task_template(
     started: bool,
     finished: bool,
     expires: bool,
-) -> tuple[bytes, tuple[str, str, str]]:
-    """What the records of one function have in common: reading it in costs less than setting it."""
-    entity = pb().Entity()
-    properties = entity.properties
-    put_string(properties, "state", state)
-    put_text(properties, "queue", queue)
-    put_text(properties, "function", function)
-    if worker:
-        put_text(properties, "worker", worker)
-    put_int(properties, "attempt", attempt)
-    if run != 1:
-        put_int(properties, "run", run)
-    for name, there in (("enqueued_at", True), ("started_at", started), ("finished_at", finished)):
-        if there:
-            put_float(properties, name, 0.0)
+) -> Template | None:
+    """The entity of records that differ in id, times and content; None where a marker can't be told."""
+    id = "\x02" + "\x03" * (length - 1)
+    marked = TaskRecord(id, state, queue, function, attempt, run, _TIMES[0], worker=worker)
+    markers = [id.encode(), _double(_TIMES[0])]
+    if started:
+        marked.started_at = _TIMES[1]
+        markers.append(_double(_TIMES[1]))
+    if finished:
+        marked.finished_at = _TIMES[2]
+        markers.append(_double(_TIMES[2]))
     if expires:
-        put_float(properties, "expires_at", 0.0)
-        put_time(properties, "expires", 0.0)
-    views = (f"s:{state}:", f"q:{ix_name(queue)}:{state}:", f"f:{ix_name(function)}:{state}:")
-    return entity.SerializeToString(), views
+        marked.expires_at = _TIMES[3]
+        markers += (_double(_TIMES[3]), seconds_varint(_SECONDS) or b"")
+    entity = pb().Entity()
+    entity.key.MergeFromString(key)
+    entity.key.path[0].name = id
+    _fill_common(entity.properties, marked)
+    if expires:
+        entity.properties["expires"].timestamp_value.seconds = _SECONDS
+    put_ix(entity.properties, *(view + tail for view, tail in zip(_views(marked), _TAILS, strict=True)))
+    try:
+        return Template(entity, [*markers, *(tail.encode() for tail in _TAILS)])
+    except ValueError:
+        return None
 
 
 def task_of(entity: Any, parts: Sequence[bytes] | None = None) -> TaskRecord | None:

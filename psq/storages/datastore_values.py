@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from psq.errors import StorageError
+from psq.storages.datastore_api import pb
 from psq.storages.datastore_packing import Packed, unpack
+from psq.storages.datastore_wire import field, tag_of, varint
 
 __all__ = [
     "IX_SHARDS",
+    "blob_property",
     "is_expired",
     "ix_name",
     "ix_shard",
@@ -31,6 +34,7 @@ __all__ = [
     "put_time",
     "read",
     "read_text",
+    "string_property",
     "whole_seconds",
 ]
 
@@ -183,3 +187,48 @@ def packed_fields(properties: Any, parts: Sequence[bytes] | None) -> list[bytes 
             raise StorageError("parts of stored content are missing")
         data = b"".join(parts)
     return unpack(data, size)
+
+
+# the same as bytes
+
+
+class _Tags:
+    """What stands before the fields of a property."""
+
+    def __init__(self) -> None:
+        entity = pb().Entity()
+        value = entity.properties["x"]
+        entry = type(entity).DESCRIPTOR.fields_by_name["properties"].message_type
+        self.properties = tag_of(entity, "properties")
+        self.key = varint(entry.fields_by_name["key"].number << 3 | 2)
+        self.value = varint(entry.fields_by_name["value"].number << 3 | 2)
+        self.blob = tag_of(value, "blob_value")
+        self.string = tag_of(value, "string_value")
+        value.exclude_from_indexes = True
+        self.unindexed: bytes = value.SerializeToString()
+
+
+@functools.cache
+def _tags() -> _Tags:
+    return _Tags()
+
+
+@functools.cache
+def _name_field(name: str) -> bytes:
+    return field(_tags().key, name.encode())
+
+
+def _property(name: str, tag: bytes, data: bytes) -> bytes:
+    tags = _tags()
+    value = field(tags.value, field(tag, data) + tags.unindexed)
+    return field(tags.properties, _name_field(name) + value)
+
+
+def blob_property(name: str, data: bytes) -> bytes:
+    """Unindexed bytes, to be appended to an entity's."""
+    return _property(name, _tags().blob, data)
+
+
+def string_property(name: str, data: bytes) -> bytes:
+    """An unindexed text in UTF-8, to be appended to an entity's bytes."""
+    return _property(name, _tags().string, data)

@@ -60,8 +60,10 @@ class Server:
     def start(
         self, method: Method, request: Any, timeout: float, done: Callable[..., None], *, metadata: Any = None
     ) -> None:
-        assert method.serialize is not None
-        copy = type(request).FromString(method.serialize(request))
+        if method.serialize is None:
+            copy = pb().CommitRequest.FromString(request)
+        else:
+            copy = type(request).FromString(method.serialize(request))
         self.requests.append(copy)
 
         def answer() -> None:

@@ -15,6 +15,7 @@ from psq.storages.datastore_entities import Claim, DeadHead, EtaHead, dead_name,
 from psq.storages.datastore_packing import pack
 from psq.storages.datastore_records import TaskHead, task_of
 from psq.storages.datastore_values import ix_name, key_name, milliseconds
+from psq.storages.datastore_wire import varint
 
 TEXTS = st.text(max_size=30) | st.sampled_from(["__x__", "", "a:b", "\ud800", "ä" * 600, "x" * 2000, "%3A"])
 NUMBERS = st.floats(min_value=0, max_value=4e9)
@@ -33,6 +34,14 @@ def entity_of(head: Any, *, packed: bool = False) -> Any:
         head.packed = pack(head.content)
     head.fill(entity)
     return pb().Entity.FromString(entity.SerializeToString())
+
+
+def encoded(head: TaskHead) -> Any:
+    """The entity of the bytes that are sent, or None where they are made otherwise."""
+    key = pb().Key()
+    key.path.add(kind=head.kind)
+    data = head.encode(key.SerializeToString())
+    return None if data is None else pb().Entity.FromString(data)
 
 
 def indexed(value: Any) -> bool:
@@ -64,10 +73,42 @@ def indexed(value: Any) -> bool:
 )
 def test_a_record_is_read_back_exactly(record: TaskRecord, packed: bool) -> None:
     entity = entity_of(TaskHead(record), packed=packed)
+    quick = encoded(TaskHead(record))
+    assert quick is None or packed or quick == entity
     assert task_of(entity) == record
     assert len(entity.key.path[0].name.encode()) <= 1500
     assert all(len(value.string_value.encode()) <= 1500 for value in entity.properties["ix"].array_value.values)
     assert [name for name, value in entity.properties.items() if indexed(value)] == ["ix"]
+
+
+@pytest.mark.parametrize("id", ["0f8fad5bd9cb469fa16570867728950e", "t9", "x" * 200])
+@pytest.mark.parametrize("result", [None, b"", b"11", b"x" * 127, b"x" * 128, b"x" * 100_000])
+@pytest.mark.parametrize("times", [(None, None, None), (5.0, None, 1_800_000_000.5), (5.0, 6.0, 2.0**34)])
+def test_the_usual_record_goes_the_quick_way_with_the_same_entity(
+    id: str, result: bytes | None, times: tuple[float | None, float | None, float | None]
+) -> None:
+    started, finished, expires = times
+    error = None if result else {"type": "m:E", "message": "ä", "traceback": "…"}
+    record = TaskRecord(id, FINISHED, "w", "m:f", 3, 2, 4.0, started, finished, result, error, "host:1", expires)
+    for _ in range(2):  # the second time from the same template
+        entity = encoded(TaskHead(record))
+        assert entity is not None
+        assert entity == entity_of(TaskHead(record))
+        assert task_of(entity) == record
+
+
+def test_a_time_that_takes_other_than_five_bytes_goes_the_slow_way() -> None:
+    for expires in (0.0, 1000.0, 2.0**35 + 1):
+        assert encoded(TaskHead(TaskRecord("t1", FINISHED, expires_at=expires))) is None
+    assert encoded(TaskHead(TaskRecord("t1", FINISHED, expires_at=2.0**28))) is not None
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**64 - 1))
+def test_numbers_are_written_as_protobuf_does(number: int) -> None:
+    value = pb().Entity().properties["x"]
+    value.integer_value = number - 2**63
+    assert value.SerializeToString().endswith(varint((number - 2**63) % 2**64))
 
 
 @settings(max_examples=100, deadline=None)
