@@ -34,26 +34,25 @@ from psq.storages.base import (
     Storage,
     TaskRecord,
 )
-from psq.storages.datastore_api import Api
+from psq.storages.datastore_api import Api, closed_error
 from psq.storages.datastore_commit import KEPT, Committer, Ended
 from psq.storages.datastore_entities import (
     CLAIM,
     DEAD,
-    ETA,
     Claim,
     DeadHead,
     EtaHead,
     dead_name,
     dead_of,
     died_at,
-    eta_of,
 )
 from psq.storages.datastore_heads import Head, Heads
 from psq.storages.datastore_listing import newest_first, read_heads, read_named
 from psq.storages.datastore_place import Place
 from psq.storages.datastore_records import TASK, task_of
 from psq.storages.datastore_results import Results
-from psq.storages.datastore_values import is_expired, ix_name, key_name, milliseconds, read_text
+from psq.storages.datastore_schedule import Schedule
+from psq.storages.datastore_values import is_expired, ix_name, key_name, read_text
 
 __all__ = ["DatastoreStorage", "from_url"]
 
@@ -65,8 +64,6 @@ DEFAULT_CLOSE_TIMEOUT = 10.0
 DEFAULT_MAX_RESULT_BYTES = 32_000_000
 #: Connections: 100 calls at a time each.
 CONNECTIONS = 2
-#: Scheduled messages remembered between `due` and `unschedule`.
-ETAS = 10_000
 #: Every state, for listings of all of them.
 _STATES = (QUEUED, SCHEDULED, STARTED, RETRYING, FINISHED, FAILED, CANCELLED)
 
@@ -78,6 +75,7 @@ class _Opened:
     claims: Committer
     heads: Heads
     results: Results
+    schedule: Schedule
 
 
 class DatastoreStorage(Storage):
@@ -137,8 +135,6 @@ class DatastoreStorage(Storage):
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
-        self._large_etas: set[str] = set()
-        self._etas: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -160,13 +156,15 @@ class DatastoreStorage(Storage):
             return opened
         with self._lock:
             if self._opened is None:
+                if self._closed:
+                    raise closed_error()
                 place = self._found()
                 if self._channel is None:
                     self._channel = Channel(place.target(), connections=CONNECTIONS)
                 api = Api(self._channel, place.project, place.database, place.namespace, self._timeout)
                 commits = Committer(api)
                 heads = Heads(api, commits, self.max_result_bytes)
-                self._opened = _Opened(api, commits, Committer(api), heads, Results(heads))
+                self._opened = _Opened(api, commits, Committer(api), heads, Results(heads), Schedule(api, heads))
             return self._opened
 
     def _answer(self, done: Done, error: Exception | None) -> None:
@@ -284,29 +282,11 @@ class DatastoreStorage(Storage):
 
     def due(self, shard: int, now: float, limit: int) -> list[Scheduled]:
         """What is due in a shard, soonest first."""
-        api, what = self._open().api, "reading the schedule"
-        request = api.query(ETA, limit)
-        api.key_range(request, ETA, f"{shard}:", f"{shard}:{milliseconds(now) + 1:013d}")
-        heads = {result.entity.key.path[0].name: result for result in api.results(request, what)}
-        self._note_etas(heads)
-        found = read_heads(api, ETA, heads, "e", eta_of, what)
-        # the key says whole milliseconds, so the last of them may be still to come
-        return sorted((item for item in found.values() if item.due_at <= now), key=lambda item: item.due_at)
-
-    def _note_etas(self, heads: dict[str, Any]) -> None:
-        if len(self._etas) > ETAS:
-            self._etas.clear()
-            self._large_etas.clear()
-        self._etas.update(heads)
-        self._large_etas.update(name for name, result in heads.items() if "parts" in result.entity.properties)
+        return self._open().schedule.due(shard, now, limit)
 
     def unschedule(self, keys: Sequence[str]) -> None:
         """Delete by `Scheduled.key`, after they were published."""
-        known = self._etas.issuperset(keys)  # seen by `due`, so it is known which of them have parts
-        parted = [key for key in keys if key in self._large_etas] if known else None
-        self._open().heads.delete(ETA, "e", list(keys), parted, "deleting from the schedule")
-        self._etas.difference_update(keys)
-        self._large_etas.difference_update(keys)
+        self._open().schedule.delete(keys)
 
     # claims
 
@@ -348,7 +328,9 @@ class DatastoreStorage(Storage):
         if self._closed:
             return
         self._closed = True
-        opened = self._open()
+        opened = self._opened
+        if opened is None:
+            return
         opened.commits.close(self._close_timeout)
         opened.claims.close(0.0)
         opened.api.channel.close()

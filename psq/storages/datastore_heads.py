@@ -108,10 +108,11 @@ class Heads:
         Raises:
             StorageRefused: The content is over the limit.
         """
+        if head.length > self._limit:
+            check_size(head.length, self._limit, f"{head.kind} {head.name!r}")
         if head.length <= INLINE_BYTES:
             self._commits.add(head, done)
             return
-        check_size(head.length, self._limit, f"{head.kind} {head.name!r}")
 
         def packed(result: Packed | None, error: Exception | None) -> None:
             if result is None:

@@ -10,6 +10,7 @@ import pytest
 from psq.errors import StorageRefused, StorageUnavailable
 from psq.google.errors import CallError
 from psq.storages.base import FAILED, FINISHED, QUEUED, RETRYING, STARTED, Scheduled, TaskRecord
+from psq.storages.datastore import DatastoreStorage
 from tests.contract.helpers import Answer
 from tests.unit.datastore_server import Server, key_of, storage_on
 
@@ -324,6 +325,29 @@ def test_after_close_everything_is_unavailable() -> None:
     late = Answer()
     storage.schedule(Scheduled("t1:1", 1.0, "work", b"x"), late)
     assert isinstance(late.error(0), StorageUnavailable)
+
+
+def test_a_storage_that_was_never_used_is_closed_without_looking_for_a_project() -> None:
+    storage = DatastoreStorage()
+    storage.close()
+    with pytest.raises(StorageUnavailable, match="closed"):
+        storage.get(["t1"])
+    late = put(storage, record("t1"))[0]
+    assert isinstance(late.error(0), StorageUnavailable)
+
+
+def test_answers_go_through_dispatch_and_the_error_with_them() -> None:
+    server = Server()
+    storage = storage_on(server, max_result_bytes=1000)
+    calls: list[Any] = []
+    storage.dispatch = calls.append
+    good, bad = put(storage, record("t1"), record("t2", result=b"x" * 1001))
+    assert [good.count, bad.count] == [0, 0]
+    for call in calls:
+        call()
+    good.get(0)
+    with pytest.raises(StorageRefused, match="1,000"):
+        bad.get(0)
 
 
 def test_a_forked_child_knows_nothing_of_what_its_parent_has_under_way() -> None:
