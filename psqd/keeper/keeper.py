@@ -242,7 +242,8 @@ class Keeper:
         # Others wait for what it held: that first, the log and the next worker after.
         self._on_control()  # its settings may be there
         worker.intake.rest()
-        strikes = not worker.ending and ended.code != 0 and (worker.settings or Settings()).max_strikes > 0
+        by_itself = ended.code == 0 and worker.stopping  # a task that calls os._exit(0) has killed it, too
+        strikes = not worker.ending and not by_itself and (worker.settings or Settings()).max_strikes > 0
         record = {"signal": str(ended), "host": socket.gethostname(), "at": time.time()} if strikes else None
         backs = struck = unstruck = 0
         if worker.leases is not None and len(worker.leases):
@@ -255,7 +256,7 @@ class Keeper:
         self._failed, self._tell_at, self._reload_at = 0, -inf, inf
         why = f" ({worker.ending})" if worker.ending else ""
         text = f"worker {worker.pid} ended: {ended}{why}; {backs} deliveries are given back, {struck} struck"
-        (self._log.info if ended.code == 0 or worker.unborn_stop else self._log.error)(text)
+        (self._log.info if by_itself or worker.unborn_stop else self._log.error)(text)
         if unstruck:
             self._log.warning(f"{unstruck} started tasks are given back without a strike: too large")
         self._next(worker, ended, backs + struck)

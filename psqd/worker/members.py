@@ -9,6 +9,8 @@ import re
 import socket
 import tempfile
 
+from psq.errors import ConfigError
+
 __all__ = ["Members"]
 
 #: Workers of one machine on one broadcast queue, at most.
@@ -42,16 +44,24 @@ class Members:
             scope: ``process``: a copy for each worker; ``host``: one for the machine.
 
         Raises:
-            OSError: The lock's folder can't be written.
+            ConfigError: The locks' folder can't be used.
         """
         if scope == "host":
             return self.host
         if queue not in self._held:
-            self._held[queue] = self._lock(queue)
+            try:
+                self._held[queue] = self._lock(queue)
+            except OSError as error:
+                raise ConfigError(
+                    f"queues.{queue}: this worker can't get a number for its name, which it does with locks in "
+                    f"{self._folder} (XDG_RUNTIME_DIR, else TMPDIR, says where that is): {error}"
+                ) from error
         return self._held[queue][0]
 
     def _lock(self, queue: str) -> tuple[str, int]:
         os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        if os.stat(self._folder).st_uid != os.getuid():  # in /tmp anybody may have been first
+            raise PermissionError("it belongs to somebody else")
         for number in range(MOST):
             path = os.path.join(self._folder, f"{self._prefix}-{queue}-{number}.lock")
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

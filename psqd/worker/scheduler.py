@@ -6,8 +6,11 @@ import logging
 import time
 from functools import partial
 
+import gevent
+
 from psq.brokers.base import Broker, Outgoing, QueueSpec
 from psq.concurrency import Waiter
+from psq.errors import BrokerUnavailable, PublishUnknown
 from psq.storages.base import Scheduled, Storage
 from psqd.worker.service import Service
 
@@ -17,8 +20,10 @@ __all__ = ["Scheduler", "Sweeper"]
 CLAIM = 10.0
 #: Due tasks published in one go.
 BATCH = 500
-#: Seconds of one publish, end to end.
-PUBLISH_TIMEOUT = 30.0
+#: Seconds of one publish, end to end: less than is left of a claim, or two daemons would publish the same.
+PUBLISH_TIMEOUT = 5.0
+#: Seconds for which a task is put off that the broker refuses: it must not hold up the others.
+PUT_OFF = 60.0
 
 log = logging.getLogger("psqd")
 
@@ -33,6 +38,9 @@ class Scheduler(Service):
         broker: Where to publish.
         storage: Where the schedule is.
         owner: This worker, ``host:pid``.
+
+    Attributes:
+        published: Tasks published so far.
     """
 
     interval = 0.5
@@ -45,26 +53,31 @@ class Scheduler(Service):
         self.published = 0
 
     def step(self) -> None:
-        """Publish what is due in this daemon's shards."""
+        """Publish what is due in this daemon's shards; a problem with one does not stop the others."""
         self._claim()
+        problem: Exception | None = None
         for shard in list(self._mine):
-            while due := self._storage.due(shard, time.time(), BATCH):
-                self._publish(due)
-                if len(due) < BATCH:
-                    break
+            try:
+                self._serve(shard)
+            except Exception as error:
+                problem = error
+        if problem is not None:
+            raise problem
 
     def stop(self, timeout: float = 1.0) -> None:
         """As `Service.stop`; lets go of its shards, so that others take them at once."""
-        was_alive = self.alive
+        was_alive, deadline = self.alive, time.monotonic() + timeout
         super().stop(timeout)
-        if was_alive:
-            for shard in list(self._mine):
-                try:
-                    self._storage.release(f"schedule:{shard}", self._owner)
-                except Exception as error:  # the claim runs out by itself
-                    log.warning("could not release shard %d of the schedule: %s", shard, error)
-                    break
+        shards = list(self._mine)
         self._mine.clear()
+        if not was_alive or not shards:
+            return
+        try:
+            with gevent.Timeout(max(0.1, deadline - time.monotonic())):
+                for shard in shards:
+                    self._storage.release(f"schedule:{shard}", self._owner)
+        except (Exception, gevent.Timeout) as error:  # the claims run out by themselves
+            log.warning("could not release all shards of the schedule: %s", error)
 
     def _claim(self) -> None:
         now = time.monotonic()
@@ -72,38 +85,73 @@ class Scheduler(Service):
         if look:
             self._try_at = now + CLAIM / 3
         for shard in range(self._storage.shards):
-            if shard in self._mine and now < self._mine[shard]:
-                continue
-            if shard not in self._mine and not look:
-                continue
-            if self._storage.claim(f"schedule:{shard}", self._owner, CLAIM):
-                self._mine[shard] = now + CLAIM / 3
-            else:
-                self._mine.pop(shard, None)
+            if shard in self._mine or look:
+                self._holds(shard)
+
+    def _holds(self, shard: int) -> bool:
+        """Take a shard, or make sure of it: True while it is ours for two thirds of a claim at least."""
+        now = time.monotonic()
+        if now < self._mine.get(shard, 0.0):
+            return True
+        if self._storage.claim(f"schedule:{shard}", self._owner, CLAIM):
+            self._mine[shard] = now + CLAIM / 3
+            return True
+        self._mine.pop(shard, None)
+        return False
+
+    def _serve(self, shard: int) -> None:
+        while self._holds(shard):
+            due = self._storage.due(shard, time.time(), BATCH)
+            if due:
+                self._publish(due)
+            if len(due) < BATCH:
+                return
 
     def _publish(self, due: list[Scheduled]) -> None:
         waiters: list[tuple[Scheduled, Waiter]] = []
         for item in due:
             waiter = Waiter()
             out = Outgoing(QueueSpec(item.queue), item.data, item.attributes, item.due_at, item.id)
-            self._broker.publish(out, partial(_published, waiter), timeout=PUBLISH_TIMEOUT)
+            try:
+                self._broker.publish(out, partial(_ended, waiter), timeout=PUBLISH_TIMEOUT)
+            except Exception as error:
+                waiter.set(error)
             waiters.append((item, waiter))
         done: list[str] = []
+        refused: list[Scheduled] = []
         problem: Exception | None = None
         for item, waiter in waiters:
             waiter.wait()
-            if waiter.value is None:
+            answer = waiter.value
+            if answer is None:
                 done.append(item.key)
+            elif isinstance(answer, (BrokerUnavailable, PublishUnknown)):
+                problem = answer
             else:
-                problem = waiter.value
+                refused.append(item)
+                log.error("the delayed task %s of queue %s is put off: %s", item.id, item.queue, answer)
         if done:
             self._storage.unschedule(done)
             self.published += len(done)
+        if refused:
+            self._put_off(refused)
         if problem is not None:
             raise problem
 
+    def _put_off(self, items: list[Scheduled]) -> None:
+        """Kept for a later time first, deleted second."""
+        at, waiters = time.time() + PUT_OFF, []
+        for item in items:
+            waiter = Waiter()
+            later = Scheduled(item.id, at, item.queue, item.data, item.attributes)
+            self._storage.schedule(later, partial(_ended, waiter))
+            waiters.append(waiter)
+        for waiter in waiters:
+            waiter.wait()
+        self._storage.unschedule([i.key for i, waiter in zip(items, waiters, strict=True) if waiter.value is None])
 
-def _published(waiter: Waiter, _: object, error: Exception | None) -> None:
+
+def _ended(waiter: Waiter, _: object, error: Exception | None) -> None:
     waiter.set(error)
 
 

@@ -181,12 +181,13 @@ def test_a_segfault_leaves_the_state_of_each_task(start: Start) -> None:
     assert client.event("give_back")["keys"] == ["b"]
 
 
-def test_a_worker_that_exits_by_itself_is_a_death_too(start: Start) -> None:
+@pytest.mark.parametrize("code", [7, 0])  # os._exit(0) in a task kills the worker as well
+def test_a_worker_that_exits_by_itself_is_a_death_too(start: Start, code: int) -> None:
     bench = start()
     worker, client = bench.serving()
     worker.do("take", source="s", keys=["a"], states=["started"])
-    worker.say(do="exit", code=7)
-    assert client.event("strike")["record"]["signal"] == "exit 7"
+    worker.say(do="exit", code=code)
+    assert client.event("strike")["record"]["signal"] == f"exit {code}"
     bench.worker()
 
 
