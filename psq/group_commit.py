@@ -95,6 +95,7 @@ class GroupCommit(Generic[T]):
         self._forced: deque[list[_Entry[T]]] = deque()  # halves of a batch that was refused
         self._flights: dict[int, float] = {}  # number -> when it began
         self._number = 0
+        self._full_until = 0.0  # not 0: as many requests as may be are in flight, none older than `hasten` before then
         self._failures = 0
         self._last_error: Exception | None = None  # transient
         self._resume_at = 0.0  # not 0: paused until then
@@ -119,6 +120,8 @@ class GroupCommit(Generic[T]):
         """
         with self._lock:
             self._waiting.append(_Entry(item, size, done, deadline))
+            if self._full_until and self._clock() < self._full_until:
+                return  # the usual case under load: it goes with the next request
             look_at = self._timer_for(deadline) if self._resume_at and deadline is not None else 0.0
         if look_at:  # a pause must not outlast it
             self._look_at(look_at)
@@ -163,8 +166,11 @@ class GroupCommit(Generic[T]):
             return None, 0
         flights = self._flights
         now = self._clock()
-        if flights and sum(1 for began in flights.values() if now - began < self._hasten) >= self._limit:
-            return None, 0
+        if flights:
+            young = [began for began in flights.values() if now - began < self._hasten]
+            if len(young) >= self._limit:
+                self._full_until = min(young) + self._hasten
+                return None, 0
         batch = self._forced.popleft() if self._forced else self._cut()
         self._number += 1
         flights[self._number] = now
@@ -223,6 +229,7 @@ class GroupCommit(Generic[T]):
         with self._lock:
             if self._flights.pop(number, None) is None:
                 return  # finished twice
+            self._full_until = 0.0
             ended, again = self._judge(batch, outcome)
             if again:
                 self._waiting.extendleft(reversed(again))

@@ -12,8 +12,7 @@ from psq.errors import LeaseLost, MessageInvalid
 from psq.group_commit import Done
 from psq.message import add_strike
 from psq.sqlite.opening import BROKER
-from psq.sqlite.schema import LEASE_BITS
-from psq.sqlite.statements import insert, json_numbers, split_key, token
+from psq.sqlite.statements import insert, json_texts
 from psq.sqlite.writer import Careful, Outbox, Transaction, Work
 
 __all__ = ["Ack", "Claim", "Claimed", "Extend", "GiveBack", "Publish", "Strike", "member_source"]
@@ -23,10 +22,12 @@ MAX_CLAIM, MAX_CLAIM_BYTES = 1000, 16 * 1024 * 1024
 #: Larger messages are read one by one, so that no statement gives too much at once; bytes.
 LARGE = 64 * 1024
 
-_TOKEN = f"(seq << {LEASE_BITS} | (lease & {(1 << LEASE_BITS) - 1}))"
-#: Rows that we still hold: by number, then by number and lease.
-_HELD = f"seq IN (SELECT value FROM json_each(?)) AND {_TOKEN} IN (SELECT value FROM json_each(?))"
-_IS_HELD = f"seq = ? AND {_TOKEN} = ?"
+_KEY = "seq || ':' || lease"
+#: Rows of lease keys that we still hold: found by the number that a key begins with, told by the whole key. All
+#: of it in SQLite, which needs no turn of the interpreter; twice the same parameter.
+_HELD = f"""seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+    AND {_KEY} IN (SELECT value FROM json_each(?1))"""
+_IS_HELD = f"{_KEY} = ?1 AND seq = CAST(?1 AS INTEGER)"
 
 
 def member_source(queue: str, member: str) -> str:
@@ -35,7 +36,7 @@ def member_source(queue: str, member: str) -> str:
 
 
 class Publish(Work):
-    """A message, or a copy for each member of a broadcast queue; with a member named in the spec, for that one alone."""
+    """A message; of a broadcast queue a copy for each member, or for the one that the spec names."""
 
     __slots__ = ("body", "broadcast", "due_at", "queue")
     order: ClassVar[int] = 20
@@ -85,17 +86,16 @@ class Ack(Work):
     @classmethod
     def write(cls, tx: Transaction, works: Sequence[Self]) -> Sequence[Any] | None:
         """Delete all that we still hold."""
-        keys = [split_key(work.key) for work in works]
+        keys = [work.key for work in works]
         if tx.careful:
             delete = f"DELETE FROM message WHERE {_IS_HELD}"
             return [
                 None
-                if tx.connection.execute(delete, (seq, token(seq, lease))).rowcount
-                else LeaseLost(f"the lease {seq}:{lease} was over: another worker may have the task")
-                for seq, lease in keys
+                if tx.connection.execute(delete, (key,)).rowcount
+                else LeaseLost(f"the lease {key} was over: another worker may have the task")
+                for key in keys
             ]
-        held = (json_numbers(seq for seq, _ in keys), json_numbers(token(*key) for key in keys))
-        if tx.connection.execute(f"DELETE FROM message WHERE {_HELD}", held).rowcount != len(keys):
+        if tx.connection.execute(f"DELETE FROM message WHERE {_HELD}", (json_texts(keys),)).rowcount != len(keys):
             raise Careful
         return None
 
@@ -120,13 +120,12 @@ class _Held(Work):
 
     def update(self, tx: Transaction, visible_at: float) -> list[str]:
         """Move what we still hold; the keys that we don't."""
-        keys = [split_key(key) for key in self.keys]
-        held = (json_numbers(seq for seq, _ in keys), json_numbers(token(*key) for key in keys))
-        moved = tx.connection.execute(f"UPDATE message SET visible_at = ? WHERE {_HELD}", (visible_at, *held)).rowcount
-        if moved == len(keys):
+        held = json_texts(self.keys)
+        update = f"UPDATE message SET visible_at = ?2 WHERE {_HELD}"
+        if tx.connection.execute(update, (held, visible_at)).rowcount == len(self.keys):
             return []
-        ours = set(tx.connection.execute(f"SELECT seq, {_TOKEN} FROM message WHERE {_HELD}", held).fetchall())
-        return [key for key, pair in zip(self.keys, keys, strict=True) if (pair[0], token(*pair)) not in ours]
+        ours = {row[0] for row in tx.connection.execute(f"SELECT {_KEY} FROM message WHERE {_HELD}", (held,))}
+        return [key for key in self.keys if key not in ours]
 
 
 class GiveBack(_Held):
@@ -200,19 +199,17 @@ class Strike(_Held):
         signal, host, at = str(self.record["signal"]), str(self.record["host"]), float(self.record["at"])
         left = []
         for key in self.keys:
-            seq, lease = split_key(key)
-            row = tx.connection.execute(f"SELECT body FROM message WHERE {_IS_HELD}", (seq, token(seq, lease)))
-            body = row.fetchone()
-            if body is None:
+            row = tx.connection.execute(f"SELECT seq, body FROM message WHERE {_IS_HELD}", (key,)).fetchone()
+            if row is None:
                 left.append(key)
                 continue
             try:
-                document = add_strike(body[0], signal=signal, host=host, at=at)
+                document = add_strike(row[1], signal=signal, host=host, at=at)
             except MessageInvalid:  # it was never called, so it can't have killed anybody
                 left.append(key)
                 continue
             tx.connection.execute(
-                "UPDATE message SET body = ?, visible_at = 0, lease = lease + 1 WHERE seq = ?", (document, seq)
+                "UPDATE message SET body = ?, visible_at = 0, lease = lease + 1 WHERE seq = ?", (document, row[0])
             )
         tx.touch(self.source, 0.0)
         return left

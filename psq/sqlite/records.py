@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from psq.group_commit import Done
@@ -32,12 +32,20 @@ SWEEP_ROWS = 1000
 class Put(Work):
     """A record, unless a terminal one of the same or a later attempt is there."""
 
-    __slots__ = ("bytes", "record")
+    __slots__ = ("bytes", "count", "record")
     order = 25
 
-    def __init__(self, record: TaskRecord, size: int, done: Done, outbox: Outbox) -> None:
+    def __init__(self, record: TaskRecord, size: int, count: Callable[[int], None], done: Done, outbox: Outbox) -> None:
         super().__init__(done, STORAGE, outbox)
-        self.record, self.bytes = record, size
+        self.record, self.bytes, self.count = record, size, count
+        count(size)
+
+    def complete(self, result: Any, error: Exception | None) -> None:
+        """Count its bytes as written, too."""
+        over = self.over
+        super().complete(result, error)
+        if self.over and not over:
+            self.count(-self.bytes)
 
     def weight(self) -> int:
         """The result and what goes with it."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 
-__all__ = ["APPLICATION_ID", "LEASE_BITS", "NotOurs", "VERSION", "is_ours", "prepare"]
+__all__ = ["APPLICATION_ID", "NotOurs", "VERSION", "is_ours", "prepare"]
 
 #: ``PRAGMA application_id`` of a psq file: "psq1".
 APPLICATION_ID = 0x70737131
 #: ``PRAGMA user_version`` that this psq writes.
 VERSION = 1
-#: A lease is known by ``seq << LEASE_BITS | lease``: one number to compare, instead of two.
-LEASE_BITS = 20
 
 # AUTOINCREMENT: a number must never be used twice, or a late ack would delete another message.
 # queue: the name; of a broadcast queue name/member, a row each.

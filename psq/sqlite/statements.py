@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from psq.sqlite.schema import LEASE_BITS
-
-__all__ = ["insert", "json_numbers", "json_texts", "split_key", "token"]
+__all__ = ["insert", "json_texts"]
 
 _CHUNKS = (256, 64, 16, 4, 1)
 #: Parameters in one statement (SQLite takes 32,766).
@@ -44,28 +43,6 @@ def insert(connection: sqlite3.Connection, head: str, rows: Sequence[Sequence[An
             at, left = at + chunk, left - chunk
 
 
-def json_numbers(values: Iterable[int]) -> str:
-    """For ``IN (SELECT value FROM json_each(?))``."""
-    return f"[{','.join(map(str, values))}]"
-
-
 def json_texts(values: Iterable[str]) -> str:
-    """As `json_numbers`, for text."""
-    import json
-
+    """For ``IN (SELECT value FROM json_each(?))``."""
     return json.dumps(list(values))
-
-
-def split_key(lease_key: str) -> tuple[int, int]:
-    """Number and lease of ``seq:lease``.
-
-    Raises:
-        ValueError: Not a lease key of ours.
-    """
-    seq, _, lease = lease_key.partition(":")
-    return int(seq), int(lease)
-
-
-def token(seq: int, lease: int) -> int:
-    """Both in one number, as the statements compare them."""
-    return seq << LEASE_BITS | lease & (1 << LEASE_BITS) - 1

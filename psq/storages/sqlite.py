@@ -85,13 +85,7 @@ class SQLiteStorage(Storage):
             text = f"the record of task {record.id} has {size:,} bytes; at most {self.max_result_bytes:,} are possible"
             self._handle.fail(done, StorageRefused(text))
             return
-        self._count(size)
-
-        def written(result: Any, error: Exception | None) -> None:
-            self._count(-size)
-            done(result, error)
-
-        self._handle.add(Put(record, size, written, self._handle.outbox))
+        self._handle.add(Put(record, size, self._count, done, self._handle.outbox))
 
     def _count(self, size: int) -> None:
         with self._lock:
