@@ -26,6 +26,8 @@ LOOK_AFTER = 30.0
 LOOKS_A_SECOND = 3
 #: Seconds for one look.
 LOOK_TIMEOUT = 10.0
+#: Ticks in a row, each within so many seconds of the last, at which the connection seems stuck before it is made anew.
+SUSPICIONS, TICKS_APART = 3, 3.0
 #: Pauses between attempts to mend a subscription, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 
@@ -49,7 +51,8 @@ class Watch:
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._probing: list[PubSubReceiver] = []
-        self._renewed_at = time.monotonic()
+        self._renewed_at = self._ticked_at = time.monotonic()
+        self._suspicions = 0
         self._may_look = True
         self._closed = False
 
@@ -81,20 +84,26 @@ class Watch:
             self._look(receiver, lambda _: None)
 
     def _unstick(self, receivers: list[PubSubReceiver], now: float) -> None:
+        reason = self._suspicion(receivers, now)
+        # A hub that stood still looks the same at first: its callbacks have not run yet. So three looks in a row.
+        in_a_row = now - self._ticked_at < TICKS_APART
+        self._ticked_at = now
+        self._suspicions = (self._suspicions if in_a_row else 0) + 1 if reason else 0
+        if self._suspicions >= SUSPICIONS:
+            self._suspicions = 0
+            self._renewed_at = now
+            self._channel.renew(reason)
+
+    def _suspicion(self, receivers: list[PubSubReceiver], now: float) -> str:
+        """Why the connection may be stuck, or ""."""
         overdue = self._channel.overdue(now)
         if overdue:
-            self._renew(f"{overdue} calls did not end at their own timeouts", now)
-            return
-        if not receivers:
-            return
-        # All that waits has waited for twice a poll, and nothing at all was heard.
-        silent = now - max(self._channel.answered_at, self._renewed_at, *(one.started_at for one in receivers))
-        if silent > 2 * max(one.poll_seconds for one in receivers):
-            self._renew(f"no answer for {silent:.0f} s", now)
-
-    def _renew(self, reason: str, now: float) -> None:
-        self._renewed_at = now
-        self._channel.renew(reason)
+            return f"{overdue} calls did not end at their own timeouts"
+        if receivers:
+            silent = now - max(self._channel.answered_at, self._renewed_at, *(one.started_at for one in receivers))
+            if silent > 2 * max(one.poll_seconds for one in receivers):
+                return f"no answer for {silent:.0f} s"
+        return ""
 
     # signs of life
 

@@ -511,20 +511,45 @@ def test_one_look_is_the_sign_of_life_for_all_who_wait_for_one_even_if_it_is_ref
     assert receivers[0].lives == 1
 
 
+def silence(watching: WatchRig, receiver: StubReceiver, seconds: float) -> None:
+    heard = time.monotonic() - seconds
+    watching.channel.answered_at = receiver.started_at = watching.watch._renewed_at = heard
+
+
 def test_a_connection_that_says_nothing_for_two_polls_is_made_anew_once(watching: WatchRig) -> None:
     receiver = watching.receiver()
-    now = time.monotonic()
-    watching.channel.answered_at = receiver.started_at = watching.watch._renewed_at = now - 119
-    watching.watch.tick()
+    silence(watching, receiver, 119)
+    for _ in range(5):
+        watching.watch.tick()
     assert watching.channel.renewed == []
-    watching.channel.answered_at = receiver.started_at = watching.watch._renewed_at = now - 121
-    watching.watch.tick()
-    watching.watch.tick()
+    silence(watching, receiver, 121)
+    for _ in range(5):
+        watching.watch.tick()
     assert len(watching.channel.renewed) == 1
     assert "no answer for 121 s" in watching.channel.renewed[0]
 
 
 def test_calls_that_outlive_their_timeouts_have_the_channel_made_anew(watching: WatchRig) -> None:
     watching.channel.late = 3
-    watching.watch.tick()
+    for _ in range(3):
+        watching.watch.tick()
     assert len(watching.channel.renewed) == 1
+
+
+def test_a_hub_that_stood_still_is_no_reason_to_make_the_channel_anew(
+    watching: WatchRig,
+) -> None:
+    receiver = watching.receiver()
+    for _ in range(5):
+        silence(watching, receiver, 500)
+        watching.channel.late = 9
+        watching.watch._ticked_at = time.monotonic() - 60  # stood still again
+        watching.watch.tick()
+    assert watching.channel.renewed == []
+    watching.channel.late = 0  # the callbacks have run
+    silence(watching, receiver, 1)
+    watching.watch.tick()
+    watching.channel.late = 9
+    watching.watch.tick()
+    watching.watch.tick()
+    assert watching.channel.renewed == []
