@@ -104,9 +104,7 @@ class PubSubDeadLetters(DeadLetters):
             if not page:
                 return sorted(queues)
 
-    def _all(
-        self, queue: str, delete: Callable[[DeadLetter], bool] | None = None
-    ) -> dict[str, tuple[DeadLetter, Any]]:
+    def _all(self, queue: str, delete: Callable[[DeadLetter], bool] | None = None) -> dict[str, tuple[DeadLetter, Any]]:
         """All letters of a queue, by key; of several with one key the latest. Those that `delete` wants are deleted."""
         backlog = Backlog(self._channel, self._names.dead_subscription(queue))
         letters: dict[str, tuple[DeadLetter, Any]] = {}
