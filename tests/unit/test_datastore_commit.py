@@ -160,14 +160,15 @@ def test_a_refused_commit_that_was_written_in_part_is_completed() -> None:
     }
 
 
-def test_a_server_that_skips_a_stale_update_instead_of_refusing_it_is_noticed() -> None:
+@pytest.mark.parametrize(("attempt", "worker"), [(1, "two"), (2, "one")])
+def test_a_server_that_skips_a_stale_update_instead_of_refusing_it_is_noticed(attempt: int, worker: str) -> None:
     server = Server()
     server.keeps_fail = False
     one, two = storage_on(server), storage_on(server)
     put(one, record("t1", STARTED))[0].get(0)  # `one` remembers this version
     put(two, record("t1", FAILED, worker="two"))[0].get(0)
-    put(one, record("t1", FINISHED, worker="one"))[0].get(0)
-    assert one.get(["t1"])["t1"].worker == "two"
+    put(one, record("t1", FINISHED, attempt=attempt, worker="one"))[0].get(0)
+    assert one.get(["t1"])["t1"].worker == worker
 
 
 def test_no_permission_fails_all_with_one_request() -> None:
