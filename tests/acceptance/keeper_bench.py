@@ -144,10 +144,11 @@ class KeeperBench:
         self.logged(f"worker {worker.name} is ready")
         return worker, client
 
-    def settle(self, worker: Peer, **settings: Any) -> None:
+    def settle(self, worker: Peer, **settings: Any) -> list[Event]:
+        """The worker tells its settings; what it was told meanwhile."""
         sources = {"s": {"lease": 30, "ack_deadline": 10, "max_lease": 3600}}
         message = {"op": "settings", "lease_spec": {"kind": "pubsub"}, "sources": sources, "shutdown_timeout": 25}
-        worker.do("send", message={**message, **settings})
+        return worker.do("send", message={**message, **settings})
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -29,7 +29,7 @@ MODULE = "tests.unit.sample_tasks"
         (sample_tasks.decorated, f"{MODULE}:decorated"),
         (sample_tasks.wrapped, f"{MODULE}:wrapped"),
         (sample_tasks.wrapped_task, f"{MODULE}:wrapped_task"),
-        (time.sleep, "time:sleep"),
+        (time.monotonic, "time:monotonic"),
         ("myapp.tasks:adder", "myapp.tasks:adder"),
         ("myapp.tasks.adder", "myapp.tasks:adder"),
         ("tasks.adder", "tasks:adder"),

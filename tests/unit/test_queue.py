@@ -428,7 +428,7 @@ def test_a_result_that_does_not_come_is_a_timeout_with_the_reason(q: psq.Queue, 
         result.result(timeout=0.01)
     storage.error = psq.StorageUnavailable("gone")
     with pytest.raises(psq.ResultTimeout, match="can't be read: gone"):
-        result.result(timeout=0.01)
+        result.result(timeout=1)  # enough for one look
 
 
 def test_a_failed_task_raises_and_is_read_again(q: psq.Queue, storage: MemoryStorage) -> None:
