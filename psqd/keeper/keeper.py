@@ -194,8 +194,6 @@ class Keeper:
             case "ready":
                 worker.ready = self._was_ready = True
                 self._log.info(f"worker {worker.pid} is ready")
-                if self._paused:
-                    worker.link.send({"op": "pause"})
             case "stopping":
                 worker.stopping = True
 
@@ -211,6 +209,8 @@ class Keeper:
                 self._code = MISCONFIGURED
                 return
             worker.leases = Leases(client, self._loop.wake, self._lost)
+            if self._paused:  # before it receives anything
+                worker.link.send({"op": "pause"})
         if worker.unborn_stop:  # now it may hold something: it stops in order
             worker.unborn_stop, worker.kill_at = False, inf
             worker.must_end(time.monotonic() + settings.shutdown_timeout + DRAIN_SLACK, NOT_IN_TIME)

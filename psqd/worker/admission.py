@@ -8,9 +8,9 @@ import time
 from collections import OrderedDict
 
 from psq.brokers.base import Delivery
-from psq.errors import FunctionRefused, MessageInvalid, MessageTooNew
+from psq.errors import ConfigError, FunctionRefused, MessageInvalid, MessageTooNew
 from psq.functions import FunctionMissing, Resolved
-from psq.message import Message, decode
+from psq.message import Message, check_id, decode
 from psqd.worker.outcome import Dead, Hold, Later, Outcome
 from psqd.worker.runtime import Runtime
 
@@ -28,7 +28,10 @@ log = logging.getLogger("psqd")
 
 def unreadable(delivery: Delivery, queue: str) -> Message:
     """A stand-in for a message that can't be decoded, so that its dead letter has an id."""
-    task_id = delivery.attributes.get("psq-id") or "bad-" + hashlib.sha256(delivery.data).hexdigest()[:32]
+    try:
+        task_id = check_id(delivery.attributes.get("psq-id", ""))
+    except ConfigError:
+        task_id = "bad-" + hashlib.sha256(delivery.data).hexdigest()[:32]
     return Message(task_id, delivery.attributes.get("psq-function", ""), queue=queue, enqueued_at=0.0)
 
 

@@ -28,6 +28,8 @@ MAX_PREFETCH = 1000
 PATIENCE = 2.0
 #: Time for which pulls in flight may answer when a queue stops, seconds: cancelled ones strand messages for a lease.
 GRACE = 0.5
+#: Tasks that have run and whose state or next attempt is refused for now: with more, nothing is received.
+MAX_STUCK = 1000
 #: Pauses between attempts to declare a queue while the broker is away, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 
@@ -67,7 +69,7 @@ class Consumer:
         self.state, self.problem = "stopped", ""
         self.declared = Event()  # set after the first attempt, whatever came of it
         self.ended = Event()  # set after each task that ends while nothing is received
-        self.idle = Event()  # set when it drains, receives nothing any more, and nothing runs
+        self.idle = Event()  # of this drain: set when nothing is received any more, and nothing runs
         self.refused: BrokerRefused | None = None
         self._active = active
         self._finished = 0
@@ -76,6 +78,8 @@ class Consumer:
         self._prefetch = 0
         self._mean_bytes = 1000.0
         self._declaring: gevent.Greenlet[[], None] | None = None
+        self._stopped = Event()  # of the last receiver: set when no receive is in flight any more
+        self._stopped.set()
 
     # what status and metrics look at
 
@@ -110,36 +114,44 @@ class Consumer:
 
     def _declare(self) -> None:
         pause = FIRST_PAUSE
-        while self.state == "declaring":
-            try:
-                for warning in self.runtime.broker.declare(self.spec):
-                    log.warning("queue %s: %s", self.name, warning)
-            except BrokerUnavailable as error:
-                if not self.problem:
-                    log.warning("queue %s waits for the broker: %s", self.name, error)
-                self.problem = f"the broker can't be reached: {error}"
-            except BrokerRefused as error:
-                if str(error) not in self.problem:
-                    log.error("queue %s can't be had: %s", self.name, error)
-                self.problem, self.refused = f"refused: {error}", error
-            except Exception as error:
-                log.exception("queue %s: declaring it failed", self.name)
-                self.problem = f"{type(error).__name__}: {error}"
-            else:
-                self._receive()
+        try:
+            while self._declares():
+                self._try_to_receive()
+                self.declared.set()
+                if self._declares():
+                    gevent.sleep(pause)
+                    pause = min(LONGEST_PAUSE, pause * 2)
+        finally:
             self.declared.set()
-            if self.state == "declaring":
-                gevent.sleep(pause)
-                pause = min(LONGEST_PAUSE, pause * 2)
+
+    def _declares(self) -> bool:
+        """Not paused meanwhile, nor paused and started again: then another greenlet does it."""
+        return self.state == "declaring" and self._declaring is gevent.getcurrent()
+
+    def _try_to_receive(self) -> None:
+        try:
+            for warning in self.runtime.broker.declare(self.spec):
+                log.warning("queue %s: %s", self.name, warning)
+            if self._declares():
+                self._receive()
+        except BrokerUnavailable as error:
+            if not self.problem:
+                log.warning("queue %s waits for the broker: %s", self.name, error)
+            self.problem = f"the broker can't be reached: {error}"
+        except BrokerRefused as error:
+            if str(error) not in self.problem:
+                log.error("queue %s can't be had: %s", self.name, error)
+            self.problem, self.refused = f"refused: {error}", error
+        except Exception as error:
+            log.exception("queue %s: declaring it failed", self.name)
+            self.problem = f"{type(error).__name__}: {error}"
 
     def _receive(self) -> None:
-        if self.state != "declaring":
-            return
+        receiver = self.runtime.broker.receiver(self.spec, self._deliver)
+        receiver.start()
         self.problem, self.refused = "", None
-        self.state = "running"
         self.pool.size = self.config.concurrency
-        self.receiver = self.runtime.broker.receiver(self.spec, self._deliver)
-        self.receiver.start()
+        self.state, self.receiver = "running", receiver
         self._ask()
 
     def resize(self, concurrency: int) -> None:
@@ -160,36 +172,44 @@ class Consumer:
         Returns:
             Set when no receive is in flight any more.
         """
-        stopped = Event()
         receiver, self.receiver = self.receiver, None
         self.state = state
         self.runtime.held.give_back(self._take_back())
-        if receiver is None:
-            stopped.set()
-        else:
-            receiver.stop(GRACE, stopped.set)
-        return stopped
+        if receiver is not None:
+            self._stopped = Event()
+            receiver.stop(GRACE, self._stopped.set)
+        return self._stopped  # of the receiver before, where it was paused just now
 
     def drain(self) -> Event:
         """As `pause`, for good: no new task starts from now on. `idle` is set when the last has ended."""
         stopped = self.pause("draining")
-        gevent.spawn(self._watch_idle, stopped).name = f"psqd drain {self.name}"
+        if self.idle.is_set():
+            self.idle = Event()
+        gevent.spawn(self._watch_idle, stopped, self.idle).name = f"psqd drain {self.name}"
         return stopped
 
-    def _watch_idle(self, stopped: Event) -> None:
+    def _watch_idle(self, stopped: Event, idle: Event) -> None:
         stopped.wait()
-        while self.state == "draining" and self.pool.running:
+        while self.idle is idle and self.pool.running:
             self.ended.clear()
             self.ended.wait()
-        if self.state == "draining":
-            self.idle.set()
+        idle.set()
 
     def adopt(self, config: QueueConfig, invocation: Invocation) -> None:
         """Take up again while it drains (removed from the file and added again); to be started. What runs goes on."""
         self.configure(config, invocation)
-        self.idle.clear()
         self.state = "stopped"
-        self.ended.set()  # whoever waits for the last task looks again
+        # Whoever waits for the last task looks again, and finds that this drain is over.
+        idle, self.idle = self.idle, Event()
+        idle.set()
+        self.ended.set()
+
+    def drop(self, delivery: Delivery) -> bool:
+        """Its lease is lost: let go of it, if it waits for a slot. False where it runs, or is not of this consumer."""
+        if not self.pool.discard(delivery):
+            return False
+        self.runtime.held.release(delivery)
+        return True
 
     # receiving
 
@@ -210,9 +230,9 @@ class Consumer:
         # Nobody kept these leases while the hub stood still: others may have the messages by now.
         if self.runtime.stall.blocked_since(deliveries[0].asked_at) > self.spec.ack_deadline / 2:
             self.counters.given_back += count
-            log.warning("queue %s: %d deliveries came while the hub stood still; given back", self.name, count)
             held.give_back(deliveries)
             self._ask()
+            log.warning("queue %s: %d deliveries came while the hub stood still; given back", self.name, count)
             return
         held.take(deliveries)
         self._active.add(self)
@@ -243,6 +263,8 @@ class Consumer:
         if receiver is not None:
             pool = self.pool
             room = pool.size + self._prefetch - pool.running - len(pool.ready)
+            if self.runtime.choked or self.executor.stuck >= MAX_STUCK:
+                room = 0  # what has run can't be written: more of it would only fill the memory
             receiver.ask(max(0, room))
 
     def _take_back(self, older_than: float | None = None) -> list[Delivery]:
@@ -264,13 +286,17 @@ class Consumer:
         self._window.append(done)
         rate = sum(self._window)
         room = max(0, self.runtime.max_prefetch_bytes - self.runtime.prefetched_bytes)
-        self._prefetch = min(MAX_PREFETCH, rate, int(room / self._mean_bytes))
+        before, self._prefetch = self._prefetch, min(MAX_PREFETCH, rate, int(room / self._mean_bytes))
         if late := self._take_back(now - PATIENCE):
-            log.info("queue %s: %d tasks waited %g s for a slot; others may have them", self.name, len(late), PATIENCE)
             self.runtime.held.give_back(late)
-        if rate or self._prefetch:
+            log.info("queue %s: %d tasks waited %g s for a slot; others may have them", self.name, len(late), PATIENCE)
+        if rate or before or self._prefetch or self.executor.stuck:  # also when there was room and is none any more
             self._ask()
-        return bool(rate or self.held)
+        return bool(rate or self.held or self.executor.stuck)
+
+    def ask_again(self) -> None:
+        """What `runtime.choked` says has changed."""
+        self._ask()
 
     def ready_bytes(self) -> float:
         """Bytes that wait for a slot, by the running mean."""

@@ -35,10 +35,12 @@ __all__ = ["Daemon", "Parts"]
 
 #: Exit codes (docs/signals.md).
 STOPPED, REFUSED = 0, 3
-#: Of `shutdown_timeout`, what is kept for interrupting tasks and giving back, seconds.
+#: Of `shutdown_timeout`, what is kept for interrupting tasks and giving back, half each; at most half of it, seconds.
 LAST_STEPS = 2.0
-#: Seconds that an interrupted task has to clean up.
-KILL_GRACE = 1.0
+#: Seconds beyond `shutdown_timeout` for letting go of broker and storage; the keeper waits two.
+LAST_CALLS = 1.0
+#: Bytes of results that may wait for the storage: with more, nothing is received.
+MAX_PENDING = 64 << 20
 #: Native threads for blocking calls: this many beside one for each task, and at most.
 SPARE_THREADS, MOST_THREADS = 16, 256
 
@@ -131,14 +133,21 @@ class Daemon:
         for service in self.services:
             service.start()
         for name in self.config.queues:
-            self.consumers[name] = self.make_consumer(self.config, name)
+            self.consumers[name] = self.make_consumer(self.config, name, self.runtime.allowed)
             self.consumers[name].start()
         gevent.spawn(self._first_declared).name = "psqd start"
         while True:
             message = self._commands.get()
-            code = self._obey(message)
-            if code is not None:
-                return code
+            match message.get("op"):
+                case "drain":
+                    return self.drain()
+                case "refused":
+                    self.drain()  # other queues may have been served meanwhile
+                    return REFUSED
+            try:
+                self._obey(message)
+            except Exception:  # a log file that can't be opened must not cost the tasks that run
+                log.exception("%s failed", message.get("op"))
 
     def _first_declared(self) -> None:
         for consumer in list(self.consumers.values()):
@@ -150,13 +159,16 @@ class Daemon:
         if self.state == "starting":
             self.state = "running"
         self.link.send({"op": "ready"})
+        waiting = [consumer.name for consumer in self.consumers.values() if consumer.problem]
         log.info("ready: %d queues on %s", len(self.consumers), self.broker.url)
+        if waiting:
+            log.warning("%d of them wait for the broker: %s", len(waiting), ", ".join(waiting[:10]))
 
-    def make_consumer(self, config: Config, name: str) -> Consumer:
+    def make_consumer(self, config: Config, name: str, allowed: Allowed) -> Consumer:
         """A consumer for a queue of a config, not started."""
         settings = config.queues[name]
         spec = self.queues.spec(name, settings)
-        invocation = self.queues.invocation(name, settings, self.runtime.allowed)
+        invocation = self.queues.invocation(name, settings, allowed)
         return Consumer(name, settings, spec, self.runtime, invocation, self.active)
 
     def tell_keeper(self, config: Config) -> None:
@@ -215,11 +227,16 @@ class Daemon:
             self.broker.tick()
             if self.storage is not None:
                 self.storage.tick()
+        choked = self.storage is not None and self.storage.pending_bytes() > MAX_PENDING
+        if choked != self.runtime.choked:
+            self.runtime.choked = choked
+            for consumer in self.consumers.values():
+                consumer.ask_again()
+            if choked:
+                log.warning("the storage does not keep up: nothing is received until it does")
 
-    def _obey(self, message: dict[str, Any]) -> int | None:
+    def _obey(self, message: dict[str, Any]) -> None:
         match message.get("op"):
-            case "drain":
-                return self.drain()
             case "reload":
                 self.reloads.request()
             case "pause":
@@ -232,13 +249,9 @@ class Daemon:
                 dump_everything(self)
             case "lost":
                 self._lost(message["slots"], message["keys"])
-            case "refused":
-                self._give_up()
-                return REFUSED
-        return None
 
     def _pause(self) -> None:
-        if self.state == "running":
+        if self.state in ("starting", "running"):
             self.state = "paused"
             log.info("paused: no task is received until SIGCONT; what runs goes on")
             for consumer in self.consumers.values():
@@ -255,22 +268,28 @@ class Daemon:
 
     def _lost(self, slots: list[int], keys: list[str]) -> None:
         for delivery in self.runtime.held.mark_lost(slots, keys):
-            consumer = self.consumers.get(delivery.queue.name)
+            name = delivery.queue.name
+            consumer = self.consumers.get(name)
             if consumer is not None:
                 consumer.counters.lost += 1
-            log.warning("a lease on queue %s is lost: its task may run twice", delivery.queue.name)
+            if any(one.drop(delivery) for one in {*self.consumers.values(), *self.retiring} if one.name == name):
+                log.warning("a lease on queue %s is lost before its task began: it is left to others", name)
+            else:
+                log.warning("a lease on queue %s is lost: its task may run twice", name)
 
     # the end
 
     def drain(self) -> int:
         """Stop in order, against one deadline; returns the exit code."""
-        deadline = time.monotonic() + max(0.5, self.config.shutdown_timeout - LAST_STEPS)
+        began, timeout = time.monotonic(), self.config.shutdown_timeout
+        last_steps = min(LAST_STEPS, timeout / 2)
+        deadline = began + timeout - last_steps
         self.state = "draining"
         self.reloads.cancel()
         self.link.send({"op": "stopping"})
         consumers = list({*self.consumers.values(), *self.retiring})
         running = sum(consumer.running for consumer in consumers)
-        log.info("stopping: %d tasks run, they have %.0f s", running, self.config.shutdown_timeout)
+        log.info("stopping: %d tasks run, they have %.0f s", running, timeout)
         # No more pulls, what has not begun is given back, and what pulls in flight still bring.
         for stopped in [consumer.drain() for consumer in consumers]:
             stopped.wait(max(0.0, deadline - time.monotonic()))
@@ -281,22 +300,23 @@ class Daemon:
             log.warning(
                 "%d tasks did not end in time: interrupted and given back", sum(consumer.running for consumer in left)
             )
-            end = time.monotonic() + KILL_GRACE
+            end = time.monotonic() + last_steps / 2
             gevent.joinall([gevent.spawn(c.pool.kill, end - time.monotonic()) for c in left])
-        self._settle(time.monotonic() + LAST_STEPS - KILL_GRACE)
-        self._give_up()
+        self._settle(time.monotonic() + last_steps / 2)
+        self._give_up(max(began + timeout, time.monotonic()) + LAST_CALLS)
         log.info("stopped")
         return STOPPED
 
     def _settle(self, deadline: float) -> None:
         """Wait until results are written and acks answered; give back what is still held."""
-        held = self.runtime.held
+        held, half = self.runtime.held, (deadline - time.monotonic()) / 2
         # Acks and results of tasks that have just ended are on their way: they release by themselves.
-        self._wait_until(lambda: not len(held), min(deadline, time.monotonic() + 0.5))
         pending = self.storage.pending_bytes if self.storage is not None else lambda: 0
-        self._wait_until(lambda: not len(held) or not pending(), deadline)
+        self._wait_until(lambda: not len(held), deadline - half)
+        if pending():
+            self._wait_until(lambda: not len(held) or not pending(), deadline - half / 2)
         held.give_back(held.everything())
-        self._wait_until(lambda: not len(held), max(deadline, time.monotonic() + 0.5))
+        self._wait_until(lambda: not len(held), deadline)
 
     @staticmethod
     def _wait_until(condition: Callable[[], bool], deadline: float) -> None:
@@ -304,17 +324,25 @@ class Daemon:
         while not condition() and time.monotonic() < deadline:
             pause.wait(0.01)
 
-    def _give_up(self) -> None:
-        for service in self.services:
-            service.stop(0.5)
+    def _give_up(self, deadline: float) -> None:
+        """Close everything. Nothing is waited for beyond the deadline: broker or storage may be away."""
+        jobs = [gevent.spawn(service.stop, 0.5) for service in self.services]
         if self.web is not None:
-            self.web.stop(0.5)
+            jobs.append(gevent.spawn(self.web.stop, 0.5))
+        gevent.joinall(jobs, timeout=0.6)
         for part in (self.broker, self.storage):
             if part is not None:
-                try:
-                    part.close()
-                except Exception as error:
-                    log.warning("closing: %s", error)
+                closing = gevent.spawn(_close, part)
+                closing.join(max(0.1, deadline - time.monotonic()))
+                if not closing.dead:
+                    log.warning("%s does not answer: it is not waited for", part.url)
+
+
+def _close(part: Broker | Storage) -> None:
+    try:
+        part.close()
+    except Exception as error:
+        log.warning("closing: %s", error)
 
 
 def lease_lengths(settings: QueueConfig) -> dict[str, float]:

@@ -83,6 +83,11 @@ class Executor:
         self._admission = Admission(name, runtime)
         self._told_reply = False
 
+    @property
+    def stuck(self) -> int:
+        """Tasks with a step that failed and is to be taken again."""
+        return self._steps.stuck
+
     def configure(self, config: QueueConfig, invocation: Invocation) -> None:
         """Take new settings, from the next delivery on."""
         self.config = self._steps.config = config

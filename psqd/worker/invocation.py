@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from contextvars import Context
 from typing import Any
@@ -63,8 +63,6 @@ class Invocation:
             return Finished(Context().run(self._call, message, task, resolved, tagged))
         except TaskInterrupted:
             return Interrupted()
-        except Retry as error:
-            return self._asked_again(message, task, resolved, error)
         except BaseException as error:  # SystemExit and KeyboardInterrupt fail the task; the worker lives
             return self._raised(message, task, resolved, error)
 
@@ -87,15 +85,16 @@ class Invocation:
         if limit is None and soft is None and self._extra_context is None:
             return resolved.function(*args, **kwargs)
         with ExitStack() as stack:
-            # Outermost, so that leaving the contexts is under the limit too.
+            # Outermost, so that entering and leaving the contexts is under the limit too.
             if limit is not None:
                 error = TimeLimitExceeded(f"it ran longer than its time_limit of {limit:g} s")
                 stack.enter_context(gevent.Timeout(limit, error))
+            if self._extra_context is not None:
+                enter_contexts(stack, self._extra_context)
+            # Innermost: it is for the function to catch. In a context that is left it would break the leaving.
             if soft is not None:
                 late = SoftTimeLimitExceeded(f"it ran longer than its soft_time_limit of {soft:g} s")
                 stack.enter_context(gevent.Timeout(soft, late))
-            if self._extra_context is not None:
-                enter_contexts(stack, self._extra_context)
             return resolved.function(*args, **kwargs)
 
     def policy(self, message: Message, resolved: Resolved) -> RetryPolicy:
@@ -113,9 +112,10 @@ class Invocation:
             policy = policy.merged(retries=message.retries)
         return policy
 
-    def _asked_again(self, message: Message, task: TaskContext, resolved: Resolved, error: Retry) -> Outcome:
+    def _asked_again(
+        self, message: Message, task: TaskContext, resolved: Resolved, error: Retry, document: Mapping[str, Any]
+    ) -> Outcome:
         """`raise Retry`: again, with no limit unless retries were set somewhere."""
-        _trim(error)
         options = resolved.options
         policy = self.policy(message, resolved)
         limited = (
@@ -124,17 +124,22 @@ class Invocation:
             or bool(self._policy.retries)
         )
         if limited and policy.retries is not None and task.attempt > policy.retries:
-            return Failed(error_document(error), out_of_retries=policy.retries > 0)
+            return Failed(document, out_of_retries=policy.retries > 0)
         delay = error.delay
         if delay is None:
             delay = policy.pause(task.attempt)
-        return Retried(max(0.0, delay), error_document(error))
+        return Retried(max(0.0, delay), document)
 
     def _raised(self, message: Message, task: TaskContext, resolved: Resolved, error: BaseException) -> Outcome:
         _trim(error)
         document = error_document(error)
-        policy = self.policy(message, resolved)
-        delay = policy.decide(task.attempt, error)
+        try:
+            if isinstance(error, Retry):
+                return self._asked_again(message, task, resolved, error, document)
+            delay = self.policy(message, resolved).decide(task.attempt, error)
+        except Exception as problem:  # a policy that can't be: the task can't run forever for it
+            _trim(problem)
+            return Failed(error_document(problem))
         if delay is None:
             return Failed(document, out_of_retries=task.attempt > 1)
         return Retried(delay, document)

@@ -69,6 +69,14 @@ class Pool:
             taken.append(self.ready.popleft())
         return taken
 
+    def discard(self, delivery: Delivery) -> bool:
+        """Take one out that waits and has not begun; False where it does not."""
+        try:
+            self.ready.remove(delivery)
+        except ValueError:
+            return False
+        return True
+
     def join(self, timeout: float) -> bool:
         """Wait until nothing runs and nothing waits.
 

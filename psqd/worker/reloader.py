@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 import gevent
+from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
 from psq.errors import ConfigError, PsqError
@@ -65,8 +66,8 @@ class Reloader:
     def cancel(self) -> None:
         """Drop a reload that has not applied yet. Applying does not yield, so it is never cut in two."""
         self._again = False
-        if self._greenlet is not None:
-            self._greenlet.kill()
+        if self._greenlet is not None:  # a module that is imported just now may swallow it: the drain goes on
+            self._greenlet.kill(timeout=1.0)
 
     def _run(self) -> None:
         while True:
@@ -89,6 +90,8 @@ class Reloader:
             consumers, invocations = self._prepare(effective, allowed)
         except Exception as error:  # tasks' modules may raise anything while they are imported
             self._failed(error)
+            return
+        if daemon.state == "draining":
             return
         self._apply(effective, allowed, consumers, invocations)
         self.count += 1
@@ -116,20 +119,16 @@ class Reloader:
 
     def _prepare(self, config: Config, allowed: Allowed) -> tuple[dict[str, Consumer], dict[str, Invocation]]:
         """Everything that can fail: contexts, names, and the declaration of queues that are new or differ in kind."""
-        daemon, old = self._daemon, self._daemon.runtime.allowed
-        daemon.runtime.allowed = allowed
-        try:
-            fresh: dict[str, Consumer] = {}
-            invocations: dict[str, Invocation] = {}
-            for name, settings in config.queues.items():
-                daemon.broker.check_queue_name(name)
-                running = daemon.consumers.get(name)
-                if running is None or running.spec != daemon.queues.spec(name, settings):
-                    fresh[name] = daemon.make_consumer(config, name)
-                else:
-                    invocations[name] = daemon.queues.invocation(name, settings, allowed)
-        finally:
-            daemon.runtime.allowed = old
+        daemon = self._daemon
+        fresh: dict[str, Consumer] = {}
+        invocations: dict[str, Invocation] = {}
+        for name, settings in config.queues.items():
+            daemon.broker.check_queue_name(name)
+            running = daemon.consumers.get(name)
+            if running is None or running.spec != daemon.queues.spec(name, settings):
+                fresh[name] = daemon.make_consumer(config, name, allowed)
+            else:
+                invocations[name] = daemon.queues.invocation(name, settings, allowed)
         limit = BoundedSemaphore(DECLARES)
 
         def declare(consumer: Consumer) -> None:
@@ -161,8 +160,9 @@ class Reloader:
         for name, invocation in invocations.items():
             known = daemon.consumers.get(name)
             if known is None:  # its last task ended while this reload was prepared
-                fresh[name] = daemon.make_consumer(config, name)
+                fresh[name] = daemon.make_consumer(config, name, allowed)
             elif known.state == "draining":
+                daemon.retiring.discard(known)
                 known.adopt(config.queues[name], invocation)
                 self._begin(known)
             else:
@@ -185,12 +185,12 @@ class Reloader:
             return
         self._daemon.retiring.add(consumer)
         consumer.drain()
-        gevent.spawn(self._forget, name, consumer).name = f"psqd drain {name}"
+        gevent.spawn(self._forget, name, consumer, consumer.idle).name = f"psqd drain {name}"
 
-    def _forget(self, name: str, consumer: Consumer) -> None:
-        consumer.idle.wait()
+    def _forget(self, name: str, consumer: Consumer, idle: Event) -> None:
+        idle.wait()
         daemon = self._daemon
-        if consumer.state != "draining":
+        if consumer.idle is not idle:
             return  # adopted meanwhile
         daemon.retiring.discard(consumer)
         if daemon.consumers.get(name) is consumer:

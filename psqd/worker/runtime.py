@@ -57,6 +57,8 @@ class Runtime:
         unknown_function_grace: Seconds for which a function or version that is not known yet is waited for.
         max_prefetch_bytes: Bytes that may wait for a slot in this worker.
         worker: ``host:pid``.
+        prefetched_bytes: Bytes that wait for a slot now.
+        choked: More results than fit in memory wait for the storage: nothing is received meanwhile.
         struck: Held by the one task with two strikes or more that runs.
     """
 
@@ -73,3 +75,4 @@ class Runtime:
     worker: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     struck: BoundedSemaphore = field(default_factory=BoundedSemaphore)
     prefetched_bytes: int = 0
+    choked: bool = False

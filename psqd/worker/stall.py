@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,10 @@ BEAT = 0.25
 NOTICEABLE = 0.5
 #: Seconds for which a stall is remembered: longer than any pull is out.
 MEMORY = 1800.0
+#: Seconds between two log lines about errors of what is done at each beat.
+TELL_PAUSE = 30.0
+
+log = logging.getLogger("psqd")
 
 
 class Stall(Service):
@@ -34,6 +39,7 @@ class Stall(Service):
         super().__init__("heartbeat")
         self._beat, self._on_beat = beat, on_beat
         self._last = time.monotonic()
+        self._tell_at = 0.0
         self._stalls: deque[tuple[float, float]] = deque()  # (began, ended), monotonic
         self.blocks, self.blocked_seconds, self.longest, self.last_at = 0, 0.0, 0.0, 0.0
 
@@ -51,7 +57,13 @@ class Stall(Service):
             self._stalls.popleft()
         self._last = now
         self._beat()
-        self._on_beat(now)
+        try:
+            self._on_beat(now)
+        except Exception as error:  # the pause after a step that failed would look like a hub that stands still
+            self.last_error = f"{type(error).__name__}: {error}"
+            if now >= self._tell_at:
+                self._tell_at = now + TELL_PAUSE
+                log.exception("an error in what is done at each heartbeat")
 
     def blocked_since(self, instant: float) -> float:
         """The longest stall that overlaps the time since a monotonic instant, in seconds.

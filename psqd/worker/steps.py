@@ -59,10 +59,12 @@ class Steps:
 
     Attributes:
         config: The queue's settings; replaced by a reload.
+        stuck: Steps that failed and are to be taken again.
     """
 
     def __init__(self, name: str, config: QueueConfig, runtime: Runtime, counters: QueueCounters) -> None:
         self.name, self.config, self.runtime, self.counters = name, config, runtime, counters
+        self.stuck = 0
 
     def ack(self, delivery: Delivery) -> None:
         """Done with it; the lease is released by the answer. Nothing where it was acked early."""
@@ -213,6 +215,10 @@ class _Step:
         except Exception as error:
             self._answered(None, error)
 
+    def _again(self) -> None:
+        self._steps.stuck -= 1
+        self.go()
+
     def _answered(self, _: object, error: Exception | None) -> None:
         try:
             if error is None:
@@ -226,7 +232,8 @@ class _Step:
             return
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(self._failures, 16))
         self._failures += 1
-        gevent.spawn_later(pause, self.go)
+        self._steps.stuck += 1
+        gevent.spawn_later(pause, self._again)
         log.error(
             "could not %s (task %s of queue %s), again in %g s: %s",
             self._what,

@@ -13,6 +13,7 @@ from psq.brokers.base import Delivery, QueueSpec, Receiver
 from psq.errors import BrokerRefused, BrokerUnavailable
 from psq.message import Message, encode
 from psqd.worker import consumer as module
+from psqd.worker import steps
 from psqd.worker.consumer import PATIENCE, Consumer
 from tests.unit.worker_fakes import Bench
 
@@ -98,7 +99,7 @@ def test_prefetch_follows_what_ends_within_a_second() -> None:
     assert receiver.asked[-1] == 2 + 30
     for _ in range(4):
         place.consumer.beat(time.monotonic())
-    assert place.consumer._prefetch == 0
+    assert receiver.asked[-1] == 2  # it was told, too: else it would lease 30 that nobody can start
 
 
 def test_prefetch_is_bounded_by_bytes() -> None:
@@ -230,3 +231,121 @@ def test_resizing_stops_nothing() -> None:
     settle()
     assert place.consumer.running == 3
     assert place.bench.outside.names() == []
+
+
+def test_a_queue_that_is_paused_before_it_was_declared_counts_as_looked_at() -> None:
+    place = Place()
+    place.consumer.start()
+    place.consumer.pause()
+    with gevent.Timeout(5):
+        place.consumer.declared.wait()
+    assert place.receivers == []
+
+
+def test_pausing_and_going_on_again_and_again_while_the_broker_is_away_declares_once_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    place = Place()
+    place.problems = [BrokerUnavailable("away")] * 40
+    for _ in range(10):
+        place.consumer.start()
+        gevent.sleep(0)
+        place.consumer.pause()
+    place.consumer.start()
+    settle()
+    left = len(place.problems)
+    gevent.sleep(0.015)
+    assert left - len(place.problems) <= 2
+
+
+def test_a_receiver_that_can_not_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
+    place = Place()
+    outside: Any = place.bench.outside
+    real = outside.receiver
+
+    def broken(*args: Any) -> None:
+        outside.receiver = real
+        raise RuntimeError("a bug of the broker")
+
+    outside.receiver = broken
+    place.consumer.start()
+    place.consumer.declared.wait()
+    assert "a bug of the broker" in place.consumer.problem
+    with gevent.Timeout(5):
+        while place.consumer.state != "running":
+            gevent.sleep(0.005)
+    assert place.consumer.problem == ""
+
+
+def test_a_drain_right_after_a_pause_waits_for_the_pulls_that_are_still_out() -> None:
+    place = Place()
+    receiver = place.start()
+    paused = place.consumer.pause()
+    drained = place.consumer.drain()
+    assert not paused.is_set()
+    assert not drained.is_set()
+    assert receiver.on_stopped is not None
+    receiver.on_stopped()
+    assert drained.is_set()
+    settle()
+    assert place.consumer.idle.is_set()
+
+
+def test_whoever_waits_for_the_end_of_a_drain_is_let_go_when_it_is_adopted() -> None:
+    place = Place(concurrency=2)
+    receiver = place.start()
+    receiver.deliver(place.deliveries(1, "sleep", (60,)))
+    settle()
+    place.consumer.drain()
+    idle = place.consumer.idle
+    place.consumer.adopt(place.bench.config, place.bench.invocation)
+    with gevent.Timeout(5):
+        idle.wait()
+    assert place.consumer.idle is not idle
+    assert not place.consumer.idle.is_set()
+
+
+def test_nothing_is_received_while_results_can_not_be_written() -> None:
+    place = Place(concurrency=5)
+    receiver = place.start()
+    place.bench.runtime.choked = True
+    place.consumer.ask_again()
+    assert receiver.asked[-1] == 0
+    place.bench.runtime.choked = False
+    place.consumer.ask_again()
+    assert receiver.asked[-1] == 5
+
+
+def test_nothing_is_received_while_too_many_tasks_wait_for_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STUCK", 2)
+    monkeypatch.setattr(steps, "FIRST_PAUSE", 0.01)
+    place = Place(concurrency=5, retries=1)
+    place.bench.outside.answers["publish"] = BrokerRefused("no")
+    receiver = place.start()
+    receiver.deliver(place.deliveries(2, "fail", ()))
+    settle()
+    assert receiver.asked[-1] == 0
+    assert place.consumer.beat(time.monotonic())
+    place.bench.outside.answers.clear()
+    with gevent.Timeout(5):
+        while place.consumer.executor.stuck:
+            gevent.sleep(0.005)
+    place.consumer.beat(time.monotonic())
+    assert receiver.asked[-1] >= 5
+
+
+def test_what_waits_for_a_slot_is_let_go_when_its_lease_is_lost_and_what_runs_goes_on() -> None:
+    place = Place(concurrency=1)
+    receiver = place.start()
+    first, second = place.deliveries(2, "sleep", (0.02,))
+    receiver.deliver([first, second])
+    settle()
+    assert not place.consumer.drop(first)
+    assert place.consumer.drop(second)
+    assert (first.slot >= 0, second.slot) == (True, -1)
+    with gevent.Timeout(5):
+        while place.consumer.running:
+            gevent.sleep(0.005)
+    assert place.bench.outside.names() == ["ack"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
 import pytest
 
-from psq.errors import BrokerUnavailable, LeaseLost, MessageTooLarge, StorageRefused
+from psq.errors import BrokerUnavailable, ConfigError, LeaseLost, MessageTooLarge, StorageRefused
 from psq.message import Message, decode, encode
 from psqd.worker import steps
+from psqd.worker.invocation import Invocation
 from tests.unit.worker_fakes import Bench
 
 TASKS = "tests.unit.worker_tasks:"
@@ -378,3 +380,60 @@ def test_a_storage_that_is_not_the_senders_is_told_once(caplog: pytest.LogCaptur
     for _ in range(3):
         bench.run(message("add", 1, 1, reply="elsewhere"))
     assert caplog.text.count("reads results in elsewhere") == 1
+
+
+@contextmanager
+def slow_to_leave(left: list[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        gevent.sleep(0.05)
+        left.append("left")
+
+
+def test_a_soft_time_limit_does_not_interrupt_the_leaving_of_contexts() -> None:
+    left: list[str] = []
+    bench = Bench(soft_time_limit=0.02)
+    bench.executor.invocation = Invocation(
+        None, lambda: slow_to_leave(left), bench.config.policy, None, 0.02, lambda module: True
+    )
+    bench.run(message("add", 1, 1))
+    assert left == ["left"]
+    assert bench.outside.calls[0][1][0] == "finished"
+
+
+def test_contexts_are_left_when_the_soft_limit_ends_the_task() -> None:
+    left: list[str] = []
+    bench = Bench()
+    bench.executor.invocation = Invocation(
+        None, lambda: slow_to_leave(left), bench.config.policy, None, 0.02, lambda module: True
+    )
+    bench.run(message("sleep", 30))
+    assert left == ["left"]
+    assert bench.outside.calls[0][1][2]["type"] == "psq.errors:SoftTimeLimitExceeded"
+
+
+@pytest.mark.parametrize("function", ["fail", "again"])
+def test_a_policy_that_can_not_be_fails_the_task_and_does_not_run_it_for_ever(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    real, calls = bench.invocation.policy, []
+
+    def policy(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:  # the first is for current_task.retries
+            raise ConfigError("retry.first must be a number")
+        return real(*args)
+
+    monkeypatch.setattr(bench.invocation, "policy", policy)
+    bench.run(message(function))
+    assert bench.outside.names() == ["put", "ack"]
+    assert bench.outside.calls[0][1][2]["message"] == "retry.first must be a number"
+
+
+@pytest.mark.parametrize("id", ["__reserved__", "x" * 300, "a/b", ""])
+def test_an_id_that_is_none_is_not_taken_from_the_attributes_of_what_can_not_be_read(id: str) -> None:
+    bench = Bench()
+    bench.executor.run(bench.delivery(b"garbage", {"psq-id": id}))
+    assert bench.outside.calls[0][1].id.startswith("bad-")

@@ -89,7 +89,7 @@ class Place:
     def make_allowed(self, config: Config) -> Allowed:
         return Allowed(config.imports)
 
-    def make_consumer(self, config: Config, name: str) -> Consumer:
+    def make_consumer(self, config: Config, name: str, allowed: Allowed | None = None) -> Consumer:
         settings = config.queues[name]
         spec = self.spec(name, settings)
         return Consumer(name, settings, spec, self.runtime, self.bench.invocation, set())
@@ -250,3 +250,55 @@ def test_what_needs_a_restart_keeps_its_old_value() -> None:
     settle()
     assert place.config.broker == "sqlite:///nowhere"
     assert place.reloader.count == 1
+
+
+def test_no_greenlet_is_left_over_from_queues_that_are_adopted() -> None:
+    place = Place("a", "b")
+    place.reload("b")
+    waiting = place.consumers["a"].idle
+    place.reload("a", "b")
+    assert not place.retiring
+    with gevent.Timeout(5):
+        waiting.wait()
+    settle()
+    assert waiting.linkcount() == 0
+
+
+def test_a_queue_that_is_adopted_and_removed_again_is_forgotten_only_when_the_last_task_has_ended() -> None:
+    place = Place("a", "b")
+    place.reload("b")
+    place.reload("a", "b")
+    consumer = place.consumers["a"]
+    consumer.pool.running += 1
+    place.reload("b")
+    for stopped in place.receivers["a"].stopped:
+        stopped()
+    settle()
+    assert place.retiring == {consumer}
+    consumer.pool.running -= 1
+    consumer.ended.set()
+    settle()
+    assert sorted(place.consumers) == ["b"]
+    assert not place.retiring
+
+
+def test_a_reload_that_swallows_its_end_does_not_hold_up_a_drain_nor_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place("a")
+    gate = Event()
+
+    def stubborn(self: Allowed) -> None:
+        while not gate.is_set():
+            try:
+                gate.wait()
+            except gevent.GreenletExit:
+                continue
+
+    monkeypatch.setattr(Allowed, "import_all", stubborn)
+    place.reload("a", "b")
+    place.state = "draining"
+    with gevent.Timeout(5):
+        place.reloader.cancel()
+    gate.set()
+    settle()
+    assert sorted(place.consumers) == ["a"]
+    assert place.reloader.count == 0

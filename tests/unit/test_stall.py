@@ -66,3 +66,21 @@ def test_old_stalls_are_forgotten(clock: Clock) -> None:
     clock.now += BEAT
     stall.step()
     assert len(stall._stalls) == 1
+
+
+def test_an_error_in_what_is_done_at_a_beat_neither_stops_the_beats_nor_looks_like_a_stall(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    beats: list[None] = []
+
+    def broken(now: float) -> None:
+        raise RuntimeError("a bug")
+
+    stall = Stall(lambda: beats.append(None), broken)
+    for _ in range(8):
+        clock.now += BEAT
+        stall.step()
+    assert len(beats) == 8
+    assert stall.blocks == 0
+    assert stall.last_error == "RuntimeError: a bug"
+    assert caplog.text.count("RuntimeError: a bug") == 1
