@@ -9,19 +9,20 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import argparse  # noqa: E402
-import os  # noqa: E402
-import statistics  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
 
-import gevent  # noqa: E402
-from gevent.event import Event  # noqa: E402
+import gevent
+from gevent.event import Event
 
-from psq.brokers.base import Delivery, Outgoing, QueueSpec  # noqa: E402
-from psq.brokers.sqlite import SQLiteBroker  # noqa: E402
-from psq.message import Message, encode  # noqa: E402
+from psq.brokers.base import Delivery, Outgoing, QueueSpec
+from psq.brokers.sqlite import SQLiteBroker
+from psq.concurrency import Waiter
+from psq.message import Message, encode
 
 
 def document(number: int) -> bytes:
@@ -100,11 +101,8 @@ def wake(path: str, synchronous: str, count: int) -> None:
     if child == 0:
         publisher = SQLiteBroker(path, synchronous=synchronous)
         time.sleep(1)
-        for number in range(count):
+        for _ in range(count):
             time.sleep(0.01)
-            answered = Event()
-            from psq.concurrency import Waiter
-
             waiter = Waiter()
             publisher.publish(Outgoing(queue, repr(time.monotonic()).encode()), lambda r, e, w=waiter: w.set())
             waiter.wait()

@@ -25,9 +25,9 @@ LARGE = 64 * 1024
 _KEY = "seq || ':' || lease"
 #: Rows of lease keys that we still hold: found by the number that a key begins with, told by the whole key. All
 #: of it in SQLite, which needs no turn of the interpreter; twice the same parameter.
-_HELD = f"""seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
-    AND {_KEY} IN (SELECT value FROM json_each(?1))"""
-_IS_HELD = f"{_KEY} = ?1 AND seq = CAST(?1 AS INTEGER)"
+_HELD = f"""seq IN (SELECT CAST(value AS INTEGER) FROM json_each(:keys))
+    AND {_KEY} IN (SELECT value FROM json_each(:keys))"""
+_IS_HELD = f"{_KEY} = :key AND seq = CAST(:key AS INTEGER)"
 
 
 def member_source(queue: str, member: str) -> str:
@@ -91,11 +91,13 @@ class Ack(Work):
             delete = f"DELETE FROM message WHERE {_IS_HELD}"
             return [
                 None
-                if tx.connection.execute(delete, (key,)).rowcount
+                if tx.connection.execute(delete, {"key": key}).rowcount
                 else LeaseLost(f"the lease {key} was over: another worker may have the task")
                 for key in keys
             ]
-        if tx.connection.execute(f"DELETE FROM message WHERE {_HELD}", (json_texts(keys),)).rowcount != len(keys):
+        if tx.connection.execute(f"DELETE FROM message WHERE {_HELD}", {"keys": json_texts(keys)}).rowcount != len(
+            keys
+        ):
             raise Careful
         return None
 
@@ -120,11 +122,11 @@ class _Held(Work):
 
     def update(self, tx: Transaction, visible_at: float) -> list[str]:
         """Move what we still hold; the keys that we don't."""
-        held = json_texts(self.keys)
-        update = f"UPDATE message SET visible_at = ?2 WHERE {_HELD}"
-        if tx.connection.execute(update, (held, visible_at)).rowcount == len(self.keys):
+        held = {"keys": json_texts(self.keys), "visible_at": visible_at}
+        update = f"UPDATE message SET visible_at = :visible_at WHERE {_HELD}"
+        if tx.connection.execute(update, held).rowcount == len(self.keys):
             return []
-        ours = {row[0] for row in tx.connection.execute(f"SELECT {_KEY} FROM message WHERE {_HELD}", (held,))}
+        ours = {row[0] for row in tx.connection.execute(f"SELECT {_KEY} FROM message WHERE {_HELD}", held)}
         return [key for key in self.keys if key not in ours]
 
 
@@ -199,7 +201,7 @@ class Strike(_Held):
         signal, host, at = str(self.record["signal"]), str(self.record["host"]), float(self.record["at"])
         left = []
         for key in self.keys:
-            row = tx.connection.execute(f"SELECT seq, body FROM message WHERE {_IS_HELD}", (key,)).fetchone()
+            row = tx.connection.execute(f"SELECT seq, body FROM message WHERE {_IS_HELD}", {"key": key}).fetchone()
             if row is None:
                 left.append(key)
                 continue

@@ -109,7 +109,11 @@ def reader(path: str) -> sqlite3.Connection:
     """
     uri = f"file:{quote(path)}?mode=rw"  # rw: an empty file must not be made; a reader of a WAL writes its index
     connection = sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA query_only = ON")
+    try:
+        connection.execute("PRAGMA query_only = ON")
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

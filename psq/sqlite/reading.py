@@ -64,10 +64,12 @@ class Reader:
             self._inode = (0, 0)
         if self._connection is None and now != (0, 0):
             connection = reader(self._path)
-            if is_ours(connection):
-                self._connection, self._inode = connection, now
-            else:
-                connection.close()
+            try:
+                if is_ours(connection):
+                    self._connection, self._inode = connection, now
+            finally:
+                if self._connection is None:
+                    connection.close()
         return self._connection is not None
 
     def close_file(self) -> None:

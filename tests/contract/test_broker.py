@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -352,23 +353,40 @@ def test_a_receiver_tells_when_it_was_last_answered_and_counts(place: BrokerPlac
 
 def test_dispatch_carries_every_callback(place: BrokerPlace) -> None:
     broker, queue = place.open(), place.queue()
-    calls: list[str] = []
-
-    def dispatch(call: object) -> None:
-        calls.append("dispatched")
-        call()  # type: ignore[operator]
-
     broker.declare(queue)
+    carried = threading.local()
+    outside: list[str] = []
+    stopped = Waiter()
+
+    def dispatch(call: Callable[[], None]) -> None:
+        carried.now = True
+        try:
+            call()
+        finally:
+            carried.now = False
+
+    def noted(what: str, callback: Callable[..., None]) -> Callable[..., None]:
+        def run(*arguments: object) -> None:
+            if not getattr(carried, "now", False):
+                outside.append(what)
+            callback(*arguments)
+
+        return run
+
     broker.dispatch = dispatch
-    with receiving(broker, queue) as (inbox, _):
-        publish(broker, outgoing(queue))
-        published = len(calls)
-        assert published >= 1
-        delivery = inbox.one()
-        delivered = len(calls)
-        assert delivered > published
-        ack(broker, delivery)
-        assert len(calls) > delivered
+    inbox, published, acked, nacked = Inbox(), Answer(), Answer(), Answer()
+    receiver = broker.receiver(queue, noted("deliver", inbox))
+    receiver.start()
+    receiver.ask(10)
+    broker.publish(outgoing(queue), noted("publish", published))
+    published.get()
+    broker.nack([inbox.one()], noted("nack", nacked))
+    nacked.get()
+    broker.ack(inbox.one(place.late + PATIENCE), noted("ack", acked))
+    acked.get()
+    receiver.stop(0.5, noted("stopped", stopped.set))
+    assert stopped.wait(PATIENCE)
+    assert outside == []
 
 
 # broadcast
