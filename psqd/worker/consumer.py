@@ -134,16 +134,21 @@ class Consumer:
                 log.warning("queue %s: %s", self.name, warning)
             if self._declares():
                 self._receive()
-        except BrokerUnavailable as error:
+        except Exception as error:
+            if self._declares():  # else it is of no interest any more, as when a drain closes the connection
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if isinstance(error, BrokerUnavailable):
             if not self.problem:
                 log.warning("queue %s waits for the broker: %s", self.name, error)
             self.problem = f"the broker can't be reached: {error}"
-        except BrokerRefused as error:
+        elif isinstance(error, BrokerRefused):
             if str(error) not in self.problem:
                 log.error("queue %s can't be had: %s", self.name, error)
             self.problem, self.refused = f"refused: {error}", error
-        except Exception as error:
-            log.exception("queue %s: declaring it failed", self.name)
+        else:
+            log.error("queue %s: declaring it failed", self.name, exc_info=error)
             self.problem = f"{type(error).__name__}: {error}"
 
     def _receive(self) -> None:

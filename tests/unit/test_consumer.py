@@ -8,6 +8,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from psq.brokers.base import Delivery, QueueSpec, Receiver
 from psq.errors import BrokerRefused, BrokerUnavailable
@@ -349,3 +350,22 @@ def test_what_waits_for_a_slot_is_let_go_when_its_lease_is_lost_and_what_runs_go
         while place.consumer.running:
             gevent.sleep(0.005)
     assert place.bench.outside.names() == ["ack"]
+
+
+def test_a_declaration_that_fails_because_the_daemon_stops_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    place = Place()
+    gate = Event()
+
+    def closed(spec: QueueSpec) -> list[str]:
+        gate.wait()
+        raise BrokerRefused("the channel is closed")
+
+    outside: Any = place.bench.outside
+    outside.declare = closed
+    place.consumer.start()
+    settle()
+    place.consumer.drain()
+    gate.set()
+    place.consumer.declared.wait()
+    assert place.consumer.refused is None
+    assert caplog.text == ""
