@@ -128,7 +128,7 @@ class Bench:
             self.held,
             self.stall,
             Allowed(["tests.unit.worker_tasks"]),
-            self.log,  # type: ignore[arg-type]
+            self.log,
             max_strikes=3,
             unknown_function_grace=600.0,
             max_prefetch_bytes=1 << 26,
