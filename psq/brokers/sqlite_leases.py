@@ -11,7 +11,7 @@ from psq.group_commit import Done
 from psq.sqlite.database import Handle, Open
 from psq.sqlite.messages import Extend, GiveBack, Strike
 from psq.sqlite.opening import BROKER
-from psq.sqlite.writer import Work
+from psq.sqlite.work import Work
 
 __all__ = ["SQLiteLeaseClient", "from_spec"]
 

@@ -16,7 +16,8 @@ from psq.sqlite.opening import Kinds
 from psq.sqlite.reading import Reader
 from psq.sqlite.wakeup import Ringer, Touched
 from psq.sqlite.watch import Watch
-from psq.sqlite.writer import Outbox, Transaction, Work, Writer
+from psq.sqlite.work import Outbox, Transaction, Work
+from psq.sqlite.writer import Writer
 
 __all__ = ["Database", "Handle", "Open"]
 

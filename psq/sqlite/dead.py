@@ -11,7 +11,7 @@ from psq.group_commit import Done
 from psq.sqlite.database import Handle
 from psq.sqlite.opening import Kinds
 from psq.sqlite.statements import insert, json_texts
-from psq.sqlite.writer import Outbox, Transaction, Work
+from psq.sqlite.work import Outbox, Transaction, Work
 
 __all__ = ["Delete", "FileDeadLetters"]
 

@@ -8,7 +8,7 @@ from typing import Self
 from psq.group_commit import Done
 from psq.sqlite.messages import member_source
 from psq.sqlite.opening import BROKER
-from psq.sqlite.writer import Transaction, Work
+from psq.sqlite.work import Transaction, Work
 
 __all__ = ["DaemonSeen", "Forget", "Register", "Sweep"]
 

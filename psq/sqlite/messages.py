@@ -13,7 +13,7 @@ from psq.group_commit import Done
 from psq.message import add_strike
 from psq.sqlite.opening import BROKER
 from psq.sqlite.statements import insert, json_texts
-from psq.sqlite.writer import Careful, Outbox, Transaction, Work
+from psq.sqlite.work import Careful, Outbox, Transaction, Work
 
 __all__ = ["Ack", "Claim", "Claimed", "Extend", "GiveBack", "Publish", "Strike", "member_source"]
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 from psq.group_commit import Done
 from psq.sqlite.opening import STORAGE
 from psq.sqlite.statements import insert
-from psq.sqlite.writer import Outbox, Transaction, Work
+from psq.sqlite.work import Outbox, Transaction, Work
 from psq.storages.base import TERMINAL, Scheduled, TaskRecord
 
 __all__ = ["COLUMNS", "Put", "Release", "Schedule", "Sweep", "TakeClaim", "record_of"]

@@ -12,7 +12,8 @@ import pytest
 
 from psq.errors import BrokerRefused, BrokerUnavailable
 from psq.sqlite.opening import BROKER, connect
-from psq.sqlite.writer import Careful, Outbox, Transaction, Work, Writer
+from psq.sqlite.work import Careful, Outbox, Transaction, Work
+from psq.sqlite.writer import Writer
 from tests.contract.helpers import Answer
 
 
