@@ -15,7 +15,7 @@ from psq.errors import SerializationError
 from psq.failures import error_document
 from psq.functions import Allowed, Resolved
 from psq.message import Message, decode, encode
-from psq.options import over
+from psq.options import is_limited, over
 from psq.retry import RetryPolicy
 from psq.serializers import dump_bytes, load_call
 from psq.storages.base import FAILED, FINISHED, TaskRecord
@@ -58,8 +58,7 @@ def _attempt(queue: Queue, message: Message, resolved: Resolved) -> TaskRecord |
     options, started = resolved.options, time.time()
     policy = RetryPolicy() if options is None else options.policy(RetryPolicy())
     policy = over(policy, message.retry, message.retries)
-    limited = message.retries is not None or message.retry is not None
-    limited = limited or (options is not None and (options.retries is not None or options.retry is not None))
+    limited = is_limited(RetryPolicy(), options, message.retry, message.retries)
     worker = f"{socket.gethostname()}:{os.getpid()}"
     task = TaskContext(
         message.id,

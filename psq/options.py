@@ -13,7 +13,7 @@ from psq.retry import RetryPolicy
 if TYPE_CHECKING:
     from psq.queue import Queue
 
-__all__ = ["Options", "TaskOptions", "unix_time"]
+__all__ = ["Options", "TaskOptions", "is_limited", "over", "unix_time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,24 @@ def over(base: RetryPolicy, retry: Mapping[str, Any] | None, retries: int | None
     if retry:
         base = RetryPolicy.from_document(retry, base)
     return base if retries is None else base.merged(retries=retries)
+
+
+def is_limited(
+    base: RetryPolicy, task: TaskOptions | None, retry: Mapping[str, Any] | None, retries: int | None
+) -> bool:
+    """True where somebody said how often a task is run again: `raise Retry` has no limit otherwise.
+
+    Args:
+        base: The queue's policy; its 0 is what it has when nobody says anything.
+        task: What `@task` says, or None.
+        retry: Keys of a policy in the call's options, or None.
+        retries: The call's own number, or None.
+    """
+    if retries is not None or base.retries or (retry is not None and "retries" in retry):
+        return True
+    return task is not None and (
+        task.retries is not None or (task.retry is not None and "retries" in task.retry.to_document())
+    )
 
 
 def check(options: TaskOptions | Options) -> None:

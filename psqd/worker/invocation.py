@@ -13,6 +13,7 @@ from psq.context import TaskContext, enter_contexts, running
 from psq.errors import SoftTimeLimitExceeded, TaskInterrupted, TimeLimitExceeded
 from psq.functions import Resolved
 from psq.message import Message
+from psq.options import is_limited, over
 from psq.result import error_document
 from psq.retry import RetryPolicy
 from psq.serializers import load
@@ -46,6 +47,7 @@ class Invocation:
         self._queue, self._extra_context, self._policy = queue, extra_context, policy
         self._time_limit, self._soft_time_limit = time_limit, soft_time_limit
         self._allow_module = allow_module
+        self._task_policies: dict[str, RetryPolicy] = {}
 
     def run(self, message: Message, task: TaskContext, resolved: Resolved, tagged: bool) -> Outcome:
         """Call the function, in this greenlet and a fresh context.
@@ -98,31 +100,21 @@ class Invocation:
             return resolved.function(*args, **kwargs)
 
     def policy(self, message: Message, resolved: Resolved) -> RetryPolicy:
-        """Options of the call, over those of @task, over the queue's."""
-        options = resolved.options
+        """Options of the call, over those of @task, over the queue's; key by key."""
         policy = self._policy
-        if options is not None:
-            if options.retry is not None:
-                policy = options.retry
-            if options.retries is not None:
-                policy = policy.merged(retries=options.retries)
-        if message.retry is not None:
-            policy = policy.merged(**message.retry)
-        if message.retries is not None:
-            policy = policy.merged(retries=message.retries)
-        return policy
+        if resolved.options is not None:
+            known = self._task_policies.get(message.function)
+            if known is None:  # made once: this is asked for before each start
+                known = self._task_policies[message.function] = resolved.options.policy(policy)
+            policy = known
+        return over(policy, message.retry, message.retries)
 
     def _asked_again(
         self, message: Message, task: TaskContext, resolved: Resolved, error: Retry, document: Mapping[str, Any]
     ) -> Outcome:
         """`raise Retry`: again, with no limit unless retries were set somewhere."""
-        options = resolved.options
         policy = self.policy(message, resolved)
-        limited = (
-            message.retries is not None
-            or (options is not None and (options.retries is not None or options.retry is not None))
-            or bool(self._policy.retries)
-        )
+        limited = is_limited(self._policy, resolved.options, message.retry, message.retries)
         if limited and policy.retries is not None and task.attempt > policy.retries:
             return Failed(document, out_of_retries=policy.retries > 0)
         delay = error.delay

@@ -87,6 +87,48 @@ def test_a_retry_is_published_before_the_ack() -> None:
     assert before + 10 <= sent.due_at <= time.time() + 10
 
 
+def runs(bench: Bench, function: str, **said: Any) -> int:
+    """Attempts until a task has ended for good, 5 at most."""
+    for attempt in range(1, 5):
+        before = len(bench.outside.calls)
+        bench.run(message(function, attempt=attempt, **said))
+        if "publish" not in [name for name, _ in bench.outside.calls[before:]]:
+            return attempt
+    return 5
+
+
+@pytest.mark.parametrize(
+    ("function", "queue", "said", "expected"),
+    [
+        ("fail", 2, {}, 3),
+        ("fails_soon", 2, {}, 3),  # @task says when, the queue says how often
+        ("fails_once_more", 3, {}, 2),  # @task over the queue
+        ("fails_once_more", 3, {"retries": 2}, 3),  # options over @task
+        ("fails_once_more", 3, {"retry": {"retries": 2}}, 3),
+        ("fails_once_more", 3, {"retry": {"factor": 1.5}}, 2),
+        ("again", 0, {}, 5),  # no limit
+        ("again", 0, {"retry": {"first": 0.1}}, 5),  # that says when, not how often
+        ("again", 0, {"retry": {"retries": 1}}, 2),
+        ("again", 0, {"retries": 1}, 2),
+        ("again", 2, {}, 3),
+        ("again", 2, {"retry": {"retries": None}}, 5),
+        ("again_soon", 0, {}, 5),
+        ("again_once_more", 0, {}, 2),
+    ],
+)
+def test_retries_are_those_of_the_options_over_the_task_over_the_queue(
+    function: str, queue: int, said: dict[str, Any], expected: int
+) -> None:
+    assert runs(Bench(retries=queue, retry={"first": 0}), function, **said) == expected
+
+
+def test_what_the_task_leaves_out_of_its_policy_is_the_queues() -> None:
+    bench = Bench(retries=2, retry={"first": 10.0, "factor": 3.0, "jitter": 0.0, "not_on": ["KeyError"]})
+    resolved = bench.runtime.allowed.resolve(TASKS + "fails_soon")
+    policy = bench.invocation.policy(message("fails_soon", retry={"max": 7.0}), resolved)
+    assert (policy.retries, policy.first, policy.factor, policy.max, policy.not_on) == (2, 0.5, 3.0, 7.0, ("KeyError",))
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     with gevent.Timeout(5):
         while not condition():

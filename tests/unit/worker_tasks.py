@@ -42,3 +42,23 @@ def attempt() -> int:
 def sleep(seconds: float) -> str:
     gevent.sleep(seconds)
     return "slept"
+
+
+@psq.task(retry={"first": 0.5})
+def fails_soon() -> None:
+    raise ValueError("soon")
+
+
+@psq.task(retry={"retries": 1})
+def fails_once_more() -> None:
+    raise ValueError("once more")
+
+
+@psq.task(retry={"first": 0.5})
+def again_soon() -> None:
+    raise psq.Retry
+
+
+@psq.task(retry={"retries": 1})
+def again_once_more() -> None:
+    raise psq.Retry
