@@ -8,12 +8,17 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from psq.errors import ConfigError
-from psq.retry import RetryPolicy
+from psq.retry import MAX_RETRIES, RetryPolicy
 
 if TYPE_CHECKING:
     from psq.queue import Queue
 
 __all__ = ["Options", "TaskOptions", "is_limited", "over", "unix_time"]
+
+#: Unix time from which on no message can be due (`psq.message`), seconds: in the year 5138.
+MAX_TIME = 1e11
+#: Longest delay, seconds: 1,000 years, far enough from `MAX_TIME`.
+MAX_DELAY = 31_556_952_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +130,10 @@ def is_limited(
 def check(options: TaskOptions | Options) -> None:
     """Raise ConfigError, with what is valid, where a value is not."""
     retries = options.retries
-    if retries is not None and (type(retries) is not int or retries < 0):
+    if retries is not None and (type(retries) is not int or not 0 <= retries <= MAX_RETRIES):
         raise ConfigError(
-            f"retries must be a whole number of 0 or more, not {retries!r} (no limit: retry=RetryPolicy(retries=None))"
+            f"retries must be a whole number from 0 to {MAX_RETRIES:,}, not {retries!r} "
+            "(no limit: retry=RetryPolicy(retries=None))"
         )
     retry: Any = options.retry
     if isinstance(retry, Mapping):
@@ -141,19 +147,22 @@ def check(options: TaskOptions | Options) -> None:
 
 
 def seconds_of(delay: float | timedelta) -> float:
-    """Seconds of a delay."""
-    if isinstance(delay, timedelta):
-        return delay.total_seconds()
-    if type(delay) not in (int, float) or not -1e11 < delay < 1e11:
-        raise ConfigError(f"a delay is seconds or a timedelta, not {delay!r}")
-    return delay
+    """Seconds of a delay.
+
+    Raises:
+        ConfigError: It is none, or longer than `MAX_DELAY`.
+    """
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if type(seconds) not in (int, float) or not -MAX_DELAY <= seconds <= MAX_DELAY:
+        raise ConfigError(f"a delay is seconds or a timedelta, of at most {MAX_DELAY:,} s, not {delay!r}")
+    return seconds
 
 
 def unix_time(when: datetime | float) -> float:
     """Unix time of an aware datetime, or of itself.
 
     Raises:
-        ConfigError: A naive datetime: it does not say which instant it means.
+        ConfigError: A naive datetime, which does not say which instant it means; one that no message can carry.
     """
     if isinstance(when, datetime):
         if when.utcoffset() is None:
@@ -161,10 +170,12 @@ def unix_time(when: datetime | float) -> float:
                 f"{when!r} has no time zone, so it does not say which instant it means: "
                 "write datetime.now(timezone.utc) + timedelta(…), or give tzinfo="
             )
-        return when.timestamp()
-    if type(when) not in (int, float) or not 0 <= when < 1e11:
-        raise ConfigError(f"a time is an aware datetime or Unix time in seconds, not {when!r}")
-    return float(when)
+        seconds = when.timestamp()
+    else:
+        seconds = when
+    if type(seconds) not in (int, float) or not 0 <= seconds < MAX_TIME:
+        raise ConfigError(f"a time is an aware datetime or Unix time in seconds, between 1970 and 5138, not {when!r}")
+    return float(seconds)
 
 
 OPTION_NAMES = frozenset(field.name for field in fields(Options))

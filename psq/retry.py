@@ -11,6 +11,9 @@ from psq.errors import ConfigError
 
 __all__ = ["RetryPolicy", "type_name"]
 
+#: Most retries: what every storage can count. A message with more can't be read (`psq.message`).
+MAX_RETRIES = 2**31 - 1
+
 
 def type_name(cls: type) -> str:
     """``module:QualName`` of a class, as errors and policies carry it."""
@@ -43,9 +46,10 @@ class RetryPolicy:
     not_on: tuple[str | type, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.retries is not None and (type(self.retries) is not int or self.retries < 0):
+        retries = self.retries
+        if retries is not None and (type(retries) is not int or not 0 <= retries <= MAX_RETRIES):
             raise ConfigError(
-                f"retries must be a whole number of 0 or more, or None for no limit, not {self.retries!r}"
+                f"retries must be a whole number from 0 to {MAX_RETRIES:,}, or None for no limit, not {retries!r}"
             )
         for name, least, most in (("first", 0, 1e9), ("factor", 1, 1e6), ("max", 0, 1e9), ("jitter", 0, 1)):
             value = getattr(self, name)

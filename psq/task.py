@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overlo
 
 from psq.errors import ConfigError, FunctionRefused
 from psq.functions import OPTIONS_ATTRIBUTE
-from psq.options import Options, TaskOptions
+from psq.options import MAX_DELAY, Options, TaskOptions
 from psq.storages.base import CANCELLED, FAILED, FINISHED, QUEUED, RETRYING, SCHEDULED, STARTED
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Retry(Exception):
     def __init__(self, delay: float | timedelta | str | None = None, *args: object) -> None:
         if isinstance(delay, timedelta):
             delay = delay.total_seconds()
-        if delay is not None and (type(delay) not in (int, float) or not 0 <= cast("float", delay) < 1e11):
+        if delay is not None and (type(delay) not in (int, float) or not 0 <= cast("float", delay) <= MAX_DELAY):
             if not isinstance(delay, str):
-                raise ConfigError(f"Retry's delay is seconds of 0 or more, or a timedelta, not {delay!r}")
+                raise ConfigError(f"Retry's delay is seconds, 0 to {MAX_DELAY:,}, or a timedelta, not {delay!r}")
             args, delay = (delay, *args), None  # Retry("why"), as psq 0.8 took it
         super().__init__(*args)
         self.delay = cast("float | None", delay)

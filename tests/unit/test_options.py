@@ -9,7 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from psq.errors import ConfigError
-from psq.options import Options, TaskOptions, unix_time
+from psq.message import decode, encode
+from psq.options import MAX_DELAY, Options, TaskOptions, unix_time
+from psq.publish import draft
 from psq.retry import RetryPolicy
 
 
@@ -47,9 +49,15 @@ def test_a_naive_datetime_is_refused_with_what_to_write() -> None:
         ({"eta": "tomorrow"}, "a time is an aware datetime"),
         ({"eta": -1}, "a time is an aware datetime"),
         ({"eta": float("inf")}, "a time is an aware datetime"),
+        ({"eta": datetime(1960, 1, 1, tzinfo=UTC)}, r"between 1970 and 5138, not .*1960"),
+        ({"eta": datetime(9999, 1, 1, tzinfo=UTC)}, r"between 1970 and 5138, not .*9999"),
+        ({"delay": timedelta(days=9_999_999)}, "a delay is seconds"),
+        ({"delay": 99e9}, "a delay is seconds"),
         ({"task_id": "a b"}, "is no task id"),
         ({"retries": -1}, r"retries must be.*RetryPolicy\(retries=None\)"),
         ({"retries": "3"}, "retries must be"),
+        ({"retries": 2**31}, "retries must be a whole number from 0 to 2,147,483,647"),
+        ({"retry": {"retries": 2**31}}, "retries must be a whole number from 0 to 2,147,483,647"),
         ({"retry": 3}, "retry must be a RetryPolicy"),
         ({"retry": {"frist": 3}}, "unknown key 'frist'"),
         ({"time_limit": 0}, "time_limit must be seconds above 0"),
@@ -63,6 +71,25 @@ def test_a_wrong_option_is_named(keys: dict[str, Any], words: str) -> None:
     if keys.keys() & {"retries", "retry", "time_limit", "soft_time_limit", "publish_timeout"}:
         with pytest.raises(ConfigError, match=words):
             TaskOptions(**keys)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(delay=MAX_DELAY),
+        Options(delay=-MAX_DELAY),
+        Options(delay=timedelta(seconds=MAX_DELAY)),
+        Options(eta=0),
+        Options(eta=datetime(1970, 1, 1, tzinfo=UTC)),
+        Options(eta=datetime(5138, 1, 1, tzinfo=UTC)),
+        Options(eta=99_999_999_999.0),
+        Options(retries=2**31 - 1, time_limit=999_999_999, soft_time_limit=1e-9),
+    ],
+)
+def test_what_is_taken_can_be_read_by_a_worker(options: Options) -> None:
+    message = draft("q", "myapp.tasks:f", (), {}, options).message
+    received = decode(encode(message))
+    assert (received.due_at, received.retries) == (message.due_at, options.retries)
 
 
 def test_a_dict_is_taken_for_a_retry_policy() -> None:

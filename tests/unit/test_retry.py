@@ -131,7 +131,7 @@ def test_retry_takes_a_delay_or_a_text(arguments: Any, delay: Any, args: Any) ->
     assert (error.delay, error.args) == (delay, args)
 
 
-@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), True, [], object()])
+@pytest.mark.parametrize("delay", [-1, 99e9, float("nan"), float("inf"), True, [], object()])
 def test_retry_refuses_a_delay_that_is_none(delay: Any) -> None:
     with pytest.raises(ConfigError, match="Retry's delay"):
         psq.Retry(delay)
