@@ -12,6 +12,7 @@ from psqd.config_rules import plain
 __all__ = ["as_yaml"]
 
 HIDDEN = "***"
+_LINE_ENDS = frozenset("\x85\u2028\u2029")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -23,7 +24,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    style = None if isinstance(plain(value), str) else '"'
+    # PyYAML writes Unicode's own line ends as they are, and they are read back as spaces
+    bare = isinstance(plain(value), str) and _LINE_ENDS.isdisjoint(value)
+    style = None if bare else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", value.replace("${", "$${"), style=style)
 
 

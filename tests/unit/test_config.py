@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -298,6 +298,7 @@ _queues = st.fixed_dictionaries(
     file=st.none() | _texts | st.sampled_from(["1e3", "on", "${A}", "$${A}", "~", "0x1", "1.", "- a", "a: b", "#"]),
     path=st.lists(_texts, unique=True, max_size=3),
 )
+@example(queues={"0": {}}, token=None, file="a\u2028b", path=["\x85"])
 def test_any_config_that_is_printed_reads_back_as_the_same(
     queues: dict[str, Any], token: str | None, file: str | None, path: list[str]
 ) -> None:
