@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from psq.brokers.base import Broker
     from psq.storages.base import Storage
 
-__all__ = ["backend", "broker_of", "checked", "connect", "default_client", "default_path", "sqlite_path", "storage_of"]
+__all__ = [
+    "backend",
+    "be_default",
+    "broker_of",
+    "checked",
+    "connect",
+    "default_client",
+    "default_path",
+    "sqlite_path",
+    "storage_of",
+]
 
 _BROKERS = {"pubsub": "psq.brokers.pubsub", "sqlite": "psq.brokers.sqlite"}
 _STORAGES = {"datastore": "psq.storages.datastore", "sqlite": "psq.storages.sqlite"}
@@ -56,6 +66,32 @@ def default_client(environ: Mapping[str, str] | None = None) -> Client:
             client = Client(broker, storage=storage) if storage else Client(broker)
             _clients[broker, storage] = client
         return client
+
+
+def be_default(
+    broker: Broker, storage: Storage | None, broker_url: str, storage_url: str, environ: MutableMapping[str, str]
+) -> None:
+    """Let `Queue()` without a client use this broker and storage, and in subprocesses ones of the same URLs.
+
+    For psqd: a task's module says ``q = psq.Queue()`` and means the daemon's. An environment that names
+    another broker, or another storage, is left as it is.
+
+    Args:
+        broker: A broker.
+        storage: Where results are, or None.
+        broker_url: Its URL, as PSQ_BROKER has it.
+        storage_url: The storage's URL, or ``none``.
+        environ: The environment; PSQ_BROKER and PSQ_STORAGE are set in it where they are not.
+    """
+    said = environ.get("PSQ_BROKER") or ""
+    if said and said != broker_url:
+        return
+    environ["PSQ_BROKER"] = broker_url
+    if not environ.get("PSQ_STORAGE"):
+        environ["PSQ_STORAGE"] = storage_url
+    if environ["PSQ_STORAGE"] == storage_url:
+        with _lock:
+            _clients[broker_url, storage_url] = Client(broker=broker, storage=storage)
 
 
 _clients: dict[tuple[str, str], Client] = {}

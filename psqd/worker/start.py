@@ -16,7 +16,7 @@ from typing import Any
 from gevent import get_hub
 
 from psq.concurrency import native_thread, original
-from psq.connect import broker_of, storage_of
+from psq.connect import be_default, broker_of, storage_of
 from psq.errors import BrokerError, ConfigError, MissingDependency, StorageError
 from psq.functions import Allowed
 from psqd import configfile
@@ -113,12 +113,13 @@ def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
     config = load()
     _put_on_path([*arguments.path, *config.path])
     handle = logs.setup(config.logging, "psqd")
-    allowed = _allowed(config)
-    allowed.import_all()
-    broker = broker_of(config.broker)
+    broker, storage = broker_of(config.broker), storage_of(config.storage, config.broker)
     for name in config.queues:
         broker.check_queue_name(name)
-    storage = storage_of(config.storage, config.broker)
+    # Before the tasks' modules are imported: `q = psq.Queue()` there means this daemon's
+    be_default(broker, storage, config.broker, config.storage, os.environ)
+    allowed = _allowed(config)
+    allowed.import_all()
     log.info("psqd %s: broker %s, storage %s", _version(), broker.url, storage.url if storage is not None else "none")
     task_log = logs.TaskLog(config.logging.tasks == "all")
     parts = Parts(config, load, os.path.abspath(path), broker, storage, link, handle, task_log, _allowed, allowed)

@@ -105,6 +105,24 @@ def enqueues(queue: str, count: int) -> list[str]:
     return [q.enqueue(noted, n).id for n in range(count)]
 
 
+#: As people write it in their modules, with nothing said.
+own_queue = psq.Queue()
+
+
+def enqueues_on_own_queue() -> list[object]:
+    """By a queue of the module: its broker, the id, and the result."""
+    shared = own_queue.client.broker is psq.current_queue.client.broker
+    result = own_queue.enqueue(adder, 20, 22)
+    return [shared, result.result(timeout=15)]
+
+
+def enqueues_in_a_subprocess() -> str:
+    """A program that a task starts, and that enqueues with nothing said."""
+    program = "import psq; print(psq.Queue().enqueue('tests.integration.jobs:adder', 1, 2).result(timeout=15))"
+    run = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
 def exits() -> None:
     sys.exit(3)
 

@@ -185,6 +185,12 @@ def test_a_task_enqueues_from_inside_and_sees_itself(place: Site, queue_of: Call
     assert set(place.runs()) == set(ids)
 
 
+def test_a_queue_of_a_tasks_module_is_the_daemons_own(place: Site, queue_of: Callable[..., psq.Queue]) -> None:
+    place.daemon("a", QUEUES).start()
+    assert queue_of().enqueue(jobs.enqueues_on_own_queue).result(timeout=30) == [True, 42]
+    assert queue_of().enqueue(jobs.enqueues_in_a_subprocess).result(timeout=60) == "3"
+
+
 def test_early_ack_runs_at_most_once(place: Site, queue_of: Callable[..., psq.Queue]) -> None:
     daemon = place.daemon("a", {"queues": {"default": {"ack": "early"}}, "shutdown_timeout": 3}).start()
     result = queue_of().enqueue(jobs.nap, 60)

@@ -13,7 +13,7 @@ import pytest
 
 import psq
 import psq.connect  # a module that is callable
-from psq.connect import broker_of, checked, default_client, default_path, sqlite_path, storage_of
+from psq.connect import be_default, broker_of, checked, default_client, default_path, sqlite_path, storage_of
 from psq.notices import notices
 from tests.unit.memory import MemoryBroker, MemoryStorage
 from tests.unit.sample_tasks import adder
@@ -377,3 +377,41 @@ def test_the_notice_comes_once(home: Path, caplog: pytest.LogCaptureFixture) -> 
     q.enqueue(adder, 1)
     psq.Queue(name="other").enqueue(adder, 1)
     assert caplog.text.count("no daemon has ever opened sqlite://") == 1
+
+
+# the daemon's own
+
+
+SHOP, RESULTS = "pubsub://shop", "datastore://shop"
+
+
+def test_a_daemons_broker_and_storage_are_the_default_of_its_tasks() -> None:
+    environ: dict[str, str] = {}
+    broker, storage = MemoryBroker(), MemoryStorage()
+    be_default(broker, storage, SHOP, RESULTS, environ)
+    assert environ == {"PSQ_BROKER": SHOP, "PSQ_STORAGE": RESULTS}
+    client = default_client(environ)
+    assert (client.broker, client.storage) == (broker, storage)
+
+
+def test_a_daemon_without_a_storage_gives_its_tasks_none() -> None:
+    environ: dict[str, str] = {}
+    be_default(MemoryBroker(), None, SHOP, "none", environ)
+    assert environ["PSQ_STORAGE"] == "none"
+    assert default_client(environ).storage is None
+
+
+@pytest.mark.parametrize("storage", [{}, {"PSQ_STORAGE": "none"}])
+def test_an_environment_that_names_another_broker_is_left_as_it_is(storage: dict[str, str]) -> None:
+    environ = {"PSQ_BROKER": "pubsub://other", **storage}
+    before = dict(environ)
+    be_default(MemoryBroker(), MemoryStorage(), SHOP, RESULTS, environ)
+    assert environ == before
+    assert default_client(environ).url == "pubsub://other"
+
+
+def test_an_environment_that_names_another_storage_keeps_it() -> None:
+    environ = {"PSQ_BROKER": SHOP, "PSQ_STORAGE": "none"}
+    be_default(MemoryBroker(), MemoryStorage(), SHOP, RESULTS, environ)
+    assert environ == {"PSQ_BROKER": SHOP, "PSQ_STORAGE": "none"}
+    assert default_client(environ).storage is None
