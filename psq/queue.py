@@ -346,7 +346,8 @@ class Queue:
 class BroadcastQueue(Queue):
     """A queue whose tasks go to every worker that serves it: each gets a copy. See `Queue`.
 
-    With a storage, the worker that ends first leaves the result.
+    With a storage, the result is that of the worker that ends first (one that needed a later attempt replaces it);
+    what became of it on each is kept as ``TASK-ID@WORKER``.
     """
 
     broadcast: ClassVar[bool] = True

@@ -62,6 +62,5 @@ class QueueFactory:
             return self._queue
         if self._client is None:
             self._client = psq.Client(broker=self._broker)
-        if settings.type == "broadcast":
-            return psq.BroadcastQueue(self._client, name)
-        return psq.Queue(self._client, name, storage=self._storage)
+        kind = psq.BroadcastQueue if settings.type == "broadcast" else psq.Queue
+        return kind(self._client, name, storage=self._storage)

@@ -26,7 +26,8 @@ def record_of(
 ) -> TaskRecord:
     """A task's record in a state, as of now.
 
-    A broadcast task has a record for each worker that runs it: its id is ``task-id@member``.
+    A broadcast task has a record for each worker that runs it, ``task-id@member``, and one by its own id, from
+    the worker that ends first: what its sender reads (`psqd.worker.steps`).
 
     Args:
         message: The task.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -94,13 +95,16 @@ class Steps:
         _Step(self, attempt, what, begin, then or partial(self.ack, attempt.delivery), never).go()
 
     def store(self, attempt: Attempt, record: TaskRecord) -> None:
-        """Store a terminal state, then ack."""
+        """Store a terminal state, then ack. Of a broadcast: this worker's own, then, unless it is there, the task's."""
         storage = self.runtime.storage
         if storage is None or record.state not in self.config.store_on_status:
             self.ack(attempt.delivery)
-        else:
-            never = partial(self._unstorable, attempt, record)
-            self.step(attempt, "store its state", partial(storage.put, record), never=never)
+            return
+        never = partial(self._unstorable, attempt, record)
+        then = None
+        if attempt.delivery.queue.broadcast and record.id != attempt.message.id:
+            then = partial(self.store, attempt, replace(record, id=attempt.message.id))
+        self.step(attempt, "store its state", partial(storage.put, record), then, never)
 
     def store_failure(self, attempt: Attempt, error: Mapping[str, Any]) -> None:
         """Store that it failed, then ack."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import psq
+from tests.acceptance.processes import wait_until
 from tests.integration import jobs
 from tests.integration.daemons import Site
 
@@ -19,6 +20,22 @@ def test_every_worker_runs_a_copy(place: Site) -> None:
     sent = fleet(place).enqueue(jobs.noted)
     place.wait_runs(sent.id, 3, 20)
     assert {line[2] for line in place.journal("run")} == {str(daemon.worker_pid()) for daemon in daemons}
+
+
+def test_the_sender_reads_the_result_of_the_worker_that_ended_first(place: Site) -> None:
+    for name in "ab":
+        place.daemon(name, EACH).start()
+    q = psq.BroadcastQueue(psq.connect(place.broker), "fleet", storage=place.storage)
+    sent = q.enqueue(jobs.noted, 1, 2)
+    assert sent.result(timeout=20) == 2
+    place.wait_runs(sent.id, 2, 20)
+    assert q.storage is not None
+    storage = q.storage
+
+    def each() -> list[str]:
+        return sorted(record.id.partition("@")[0] for record in storage.find(queue="fleet", state="finished"))
+
+    wait_until(lambda: each() == [sent.id] * 3, 10, lambda: str(each()))
 
 
 def test_with_scope_host_every_machine_runs_it_once(place: Site) -> None:

@@ -364,6 +364,34 @@ def test_a_result_that_storage_refuses_fails_the_task() -> None:
     assert bench.outside.names() == ["put", "put", "ack"]
 
 
+def test_a_broadcast_copy_leaves_its_own_state_and_the_one_that_the_sender_reads() -> None:
+    bench = Bench(broadcast=True)
+    bench.run(message("add", 2, 3))
+    bench.run(message("fail"))
+    assert [(name, call[0], call[3]) for name, call in bench.outside.calls if name == "put"] == [
+        ("put", "finished", "id-1@host-0"),
+        ("put", "finished", "id-1"),
+        ("put", "failed", "id-1@host-0"),
+        ("put", "failed", "id-1"),
+    ]
+    assert bench.outside.names() == ["put", "put", "ack"] * 2
+
+
+def test_a_broadcast_result_that_storage_refuses_fails_the_task() -> None:
+    bench = Bench(broadcast=True)
+    bench.outside.hold = True
+    bench.run(message("add", 1, 1))
+    bench.outside.done.pop()(None, StorageRefused("too large"))
+    bench.outside.done.pop()(None, None)
+    bench.outside.done.pop()(None, None)
+    assert [(call[0], call[3]) for name, call in bench.outside.calls if name == "put"] == [
+        ("finished", "id-1@host-0"),
+        ("failed", "id-1@host-0"),
+        ("failed", "id-1"),
+    ]
+    assert bench.outside.names()[-1] == "ack"
+
+
 def test_an_ack_that_comes_too_late_releases_all_the_same() -> None:
     bench = Bench(storage=False)
     bench.outside.answers["ack"] = LeaseLost("late")
