@@ -94,6 +94,11 @@ class Options:
             changes["delay"] = None
         return replace(self, **changes)
 
+    def with_those_of(self, other: Options) -> Options:
+        """A copy with what `other` says put over it."""
+        said = {field.name: getattr(other, field.name) for field in fields(other)}
+        return self.changed(**{name: value for name, value in said.items() if value is not None})
+
     def due_at(self, now: float) -> float | None:
         """Unix time before which it must not start, or None."""
         if self.delay is not None:

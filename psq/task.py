@@ -117,10 +117,7 @@ class Delayed(Generic[P, R]):
 
     def delay(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult:
         """Enqueue the function; see `Queue.enqueue`."""
-        queue = self._target()
-        if self._options is not None:
-            queue = queue._with(self._options)
-        return queue.enqueue(self._function, *args, **kwargs)
+        return self._target(self._options).enqueue(self._function, *args, **kwargs)
 
     def defer(self, when: float | timedelta | datetime, /, *args: P.args, **kwargs: P.kwargs) -> TaskResult:
         """Enqueue the function for later.
@@ -132,14 +129,21 @@ class Delayed(Generic[P, R]):
         """
         key = "eta" if isinstance(when, datetime) else "delay"
         options = (self._options or Options()).changed(**{key: when})
-        return self._target()._with(options).enqueue(self._function, *args, **kwargs)
+        return self._target(options).enqueue(self._function, *args, **kwargs)
 
     def options(self, *, queue: Queue | Callable[[], Queue] | str | None = None, **options: Any) -> Delayed[P, R]:
         """A copy with these options changed; see `Queue.options` for what there is."""
         changed = (self._options or Options()).changed(**options) if options else self._options
         return Delayed(self._function, queue if queue is not None else self._queue, changed)
 
-    def _target(self) -> Queue:
+    def _target(self, options: Options | None) -> Queue:
+        """Where to, with these options over those that the queue has."""
+        queue = self._queue_asked_for()
+        if options is None:
+            return queue
+        return queue._with(options if queue._options is None else queue._options.with_those_of(options))
+
+    def _queue_asked_for(self) -> Queue:
         own = cast("TaskOptions", getattr(self._function, OPTIONS_ATTRIBUTE)).queue
         wanted = self._queue if self._queue is not None else own
         if isinstance(wanted, str) and wanted is not own and own is not None and not isinstance(own, str):

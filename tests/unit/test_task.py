@@ -103,6 +103,18 @@ def test_options_override_for_one_call_and_change_nothing(q: psq.Queue, broker: 
     assert "Options(" in repr(other)
 
 
+def test_options_of_the_tasks_queue_stay_where_the_call_says_nothing_else(q: psq.Queue, broker: MemoryBroker) -> None:
+    function = decorate(q.options(retries=5, time_limit=60, delay=30))
+    function.options(time_limit=9).delay(1)
+    _, message = sent(broker)
+    assert (message.retries, message.time_limit) == (5, 9)
+    assert message.due_at == pytest.approx(message.enqueued_at + 30)
+    function.defer(datetime(2200, 1, 1, tzinfo=UTC), 1)
+    _, message = sent(broker)
+    assert (message.retries, message.time_limit) == (5, 60)
+    assert message.due_at == datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+
+
 def test_another_queue_by_name_is_beside_the_tasks_own(q: psq.Queue, broker: MemoryBroker) -> None:
     decorate(q).options(queue="slow").delay(1)
     assert sent(broker)[0] == "slow"
