@@ -307,7 +307,8 @@ class Broker(abc.ABC):
     def publish(self, message: Outgoing, done: Done, *, timeout: float = 10.0) -> None:
         """Send a message with the next request to its queue. Returns at once.
 
-        To a broadcast queue whose spec names a member: for that member alone. The first publish to a queue makes sure that it exists, subscription included.
+        To a broadcast queue whose spec names a member: for that member alone. The first publish to a
+        queue makes sure that it exists, subscription included.
         ``done(None, error)``: no error means that the broker has it. The errors are
         BrokerUnavailable, PublishUnknown, BrokerRefused, MessageTooLarge (at once, locally).
 
