@@ -1,17 +1,18 @@
 #!/bin/sh
-# `make test`: everything but the slow group, in two lanes side by side.
+# `make test`: everything but the slow group, in three lanes side by side.
 #
-#   lane 1   the whole suite in plain Python
-#   lane 2   unit tests and contracts in a process that gevent has patched, as the daemon's worker is;
-#            then the unit tests and the SQLite contract on the other supported Pythons, where they are found
+#   lane 1   all but unit tests and contracts: real daemons, which mostly wait
+#   lane 2   unit tests and contracts in plain Python; then the unit tests and the SQLite contract on the other
+#            supported Pythons, where they are found
+#   lane 3   unit tests and contracts in a process that gevent has patched, as the daemon's worker is
 #
-# Two processes and not pytest-xdist, which breaks when it is patched. Lane 2 prints when it has ended.
-# PYTEST_ARGS is handed to lane 1.
+# Three processes and not pytest-xdist, which breaks when it is patched. Lanes 2 and 3 print when they have ended.
+# PYTEST_ARGS is handed to the first run of each lane.
 set -u
 cd "$(dirname "$0")/.."
 bin=$(scripts/venv.sh tested)/bin || exit 1
-log=$(mktemp) || exit 1
-trap 'rm -f "$log"' EXIT
+logs=$(mktemp -d) || exit 1
+trap 'rm -rf "$logs"' EXIT
 
 run() { # in the background, so that a signal is heard at once and handed on
     "$@" &
@@ -19,13 +20,13 @@ run() { # in the background, so that a signal is heard at once and handed on
     wait "$child"
 }
 
-lane2() {
+plain() {
     child=
     trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
     status=0
-    echo "== unit tests and contracts in a process that gevent has patched"
-    run "$bin/python" -m pytest -p tests.patched -p no:cacheprovider -q -m "not slow and not unpatched" \
-        tests/unit tests/contract || status=1
+    echo "== unit tests and contracts in plain Python"
+    # shellcheck disable=SC2086  # PYTEST_ARGS is a list of words
+    run "$bin/python" -m pytest -p no:cacheprovider -q -m "not slow" ${PYTEST_ARGS:-} tests/unit tests/contract || status=1
     used=$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     for version in 3.12 3.13; do
         [ "$version" != "$used" ] || continue
@@ -42,15 +43,30 @@ lane2() {
     return $status
 }
 
-lane2 >"$log" 2>&1 &
+patched() {
+    child=
+    trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
+    echo "== unit tests and contracts in a process that gevent has patched"
+    # shellcheck disable=SC2086
+    run "$bin/python" -m pytest -p tests.patched -p no:cacheprovider -q -m "not slow and not unpatched" \
+        ${PYTEST_ARGS:-} tests/unit tests/contract
+}
+
+plain >"$logs/plain" 2>&1 &
 second=$!
-# An interrupt ends both lanes; each pytest ends the emulators that it started.
-trap 'kill "$second" 2>/dev/null; wait "$second"; rm -f "$log"; exit 130' INT TERM
+patched >"$logs/patched" 2>&1 &
+third=$!
+# An interrupt ends all lanes; each pytest ends the emulators that it started.
+trap 'kill "$second" "$third" 2>/dev/null; wait "$second" "$third"; rm -rf "$logs"; exit 130' INT TERM
 status=0
-# shellcheck disable=SC2086  # PYTEST_ARGS is a list of words
-"$bin/python" -m pytest -m "not slow" ${PYTEST_ARGS:-} || status=1
+echo "== real daemons, and all that is neither a unit test nor a contract"
+# shellcheck disable=SC2086
+"$bin/python" -m pytest -m "not slow" --ignore=tests/unit --ignore=tests/contract ${PYTEST_ARGS:-} || status=1
 wait "$second" || status=1
+wait "$third" || status=1
 echo
-cat "$log"
+cat "$logs/plain"
+echo
+cat "$logs/patched"
 [ $status = 0 ] || echo "make test: FAILED" >&2
 exit $status
