@@ -172,6 +172,7 @@ class KeeperBench:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        print(self.log())  # shown where the test fails
         self._listener.close()
         for peer in self._peers:
             peer.connection.close()
