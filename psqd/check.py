@@ -97,11 +97,11 @@ class Check:
             self._try("", Allowed([module]).import_all)
 
     def _contexts(self, config: Config) -> None:
-        from psqd.worker.consumer import context_of
+        from psqd.worker.contexts import context_of
 
         for name, queue in config.queues.items():
             if queue.extra_context:
-                self._try(f"queues.{name}.extra_context: {queue.extra_context}", context_of, queue.extra_context)
+                self._try(f"queues.{name}.extra_context", context_of, queue.extra_context)
 
     def _broker(self, config: Config) -> Broker | None:
         from psq.connect import broker_of

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -306,16 +304,3 @@ class Consumer:
     def ready_bytes(self) -> float:
         """Bytes that wait for a slot, by the running mean."""
         return len(self.pool.ready) * self._mean_bytes
-
-
-def context_of(path: str) -> Callable[[], Any]:
-    """The callable that ``module:attribute.path`` of `extra_context` names."""
-    import importlib
-
-    module, _, attribute = path.partition(":")
-    found: Any = importlib.import_module(module)
-    for part in attribute.split("."):
-        found = getattr(found, part)
-    if not callable(found):
-        raise TypeError(f"{path} is not callable: it must give a context manager")
-    return found  # type: ignore[no-any-return]

@@ -219,6 +219,15 @@ class LogWriter:
             self._fd = _STDERR
 
 
+def must_open(path: str) -> None:
+    """See that a log file can be opened; it is there afterwards.
+
+    Raises:
+        ConfigError: It can't.
+    """
+    os.close(_open(path))
+
+
 def _open(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)

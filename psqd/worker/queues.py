@@ -10,7 +10,7 @@ from psq.brokers.base import Broker, QueueSpec
 from psq.functions import Allowed
 from psq.storages.base import Storage
 from psqd.config import QueueConfig
-from psqd.worker.consumer import context_of
+from psqd.worker.contexts import context_of
 from psqd.worker.invocation import Invocation
 from psqd.worker.members import Members
 
@@ -40,7 +40,7 @@ class QueueFactory:
         """What calls the functions of a queue.
 
         Raises:
-            ImportError, AttributeError, TypeError: `extra_context` is not there or not callable.
+            ConfigError: `extra_context` is not there or not callable.
         """
         context: Callable[[], Any] | None = None
         if self._queue is not None:

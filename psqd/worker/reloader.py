@@ -21,9 +21,11 @@ from gevent.lock import BoundedSemaphore
 
 from psq.errors import ConfigError, PsqError
 from psq.functions import Allowed
-from psqd.config import Config
+from psqd.config import Config, HttpConfig
 from psqd.worker.consumer import Consumer
+from psqd.worker.contexts import check_contexts
 from psqd.worker.invocation import Invocation
+from psqd.worker.logwriter import must_open
 from psqd.worker.reload import Plan, plan
 
 if TYPE_CHECKING:
@@ -82,8 +84,8 @@ class Reloader:
     def _reload(self) -> None:
         daemon = self._daemon
         try:
-            new = daemon.load()
-            changes = plan(daemon.config, new)
+            old, new = daemon.config, daemon.load()
+            changes = plan(old, new)
             effective = self._effective(new, changes)
             allowed = daemon.make_allowed(effective)
             allowed.import_all()
@@ -100,11 +102,16 @@ class Reloader:
         for key in changes.restart:
             log.warning("%s needs a restart: the old value stays until then", key)
         if "http" in changes.settings:
-            try:
-                daemon.serve_http(effective)
-            except ConfigError as error:
-                self.last_error = str(error)
-                log.error("%s; the rest of the reload is in place", error)
+            self._serve_http(effective, old.http)
+
+    def _serve_http(self, new: Config, old: HttpConfig | None) -> None:
+        """The one change that can fail when it is applied: then it is as if the file had not asked for it."""
+        try:
+            self._daemon.serve_http(new)
+        except ConfigError as error:
+            self.last_error = str(error)
+            self._daemon.config = new.model_copy(update={"http": old})  # so that the next HUP tries again
+            log.error("%s; the rest of the reload is in place, the next SIGHUP tries this again", error)
 
     def _failed(self, error: Exception) -> None:
         self.failures += 1
@@ -120,6 +127,9 @@ class Reloader:
     def _prepare(self, config: Config, allowed: Allowed) -> tuple[dict[str, Consumer], dict[str, Invocation]]:
         """Everything that can fail: contexts, names, and the declaration of queues that are new or differ in kind."""
         daemon = self._daemon
+        check_contexts(config)
+        if config.logging.file and config.logging.file != daemon.config.logging.file:
+            must_open(config.logging.file)
         fresh: dict[str, Consumer] = {}
         invocations: dict[str, Invocation] = {}
         for name, settings in config.queues.items():

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from psqd import configfile
 from psqd.config import Config
 from psqd.keeper.link import WorkerEnd
 from psqd.worker import logs
+from psqd.worker.contexts import check_contexts
 from psqd.worker.daemon import REFUSED, Daemon, Parts
 
 __all__ = ["main"]
@@ -111,6 +113,13 @@ def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
         return configfile.load(path)
 
     config = load()
+    try:
+        return _parts_of(config, arguments, load, link)
+    except ConfigError as error:  # mistakes in the file itself have said so, with their line
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _parts_of(config: Config, arguments: argparse.Namespace, load: Callable[[], Config], link: WorkerEnd) -> Parts:
     _put_on_path([*arguments.path, *config.path])
     handle = logs.setup(config.logging, "psqd")
     broker, storage = broker_of(config.broker), storage_of(config.storage, config.broker)
@@ -120,26 +129,15 @@ def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
     be_default(broker, storage, config.broker, config.storage, os.environ)
     allowed = _allowed(config)
     allowed.import_all()
+    check_contexts(config)
     log.info("psqd %s: broker %s, storage %s", _version(), broker.url, storage.url if storage is not None else "none")
     task_log = logs.TaskLog(config.logging.tasks == "all")
-    parts = Parts(config, load, os.path.abspath(path), broker, storage, link, handle, task_log, _allowed, allowed)
-    _check_contexts(config)
-    return parts
+    file = os.path.abspath(arguments.config)
+    return Parts(config, load, file, broker, storage, link, handle, task_log, _allowed, allowed)
 
 
 def _allowed(config: Config) -> Allowed:
     return Allowed(config.imports, task_only=config.task_only)
-
-
-def _check_contexts(config: Config) -> None:
-    from psqd.worker.consumer import context_of
-
-    for name, queue in config.queues.items():
-        if queue.extra_context:
-            try:
-                context_of(queue.extra_context)
-            except Exception as error:
-                raise ConfigError(f"queues.{name}.extra_context: {queue.extra_context}: {error}") from error
 
 
 def _from_queue(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
@@ -177,14 +175,24 @@ def _find_queue(location: str) -> Any:
         raise ConfigError(f"{location!r} does not name a queue: write module.attribute, as in config.q")
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module may raise anything
-        raise ConfigError(f"{location}: {type(error).__name__}: {error}") from error
-    if not hasattr(found, "enqueue") and callable(found):
-        make: Callable[[], Any] = found
-        found = make()
+        if not hasattr(found, "enqueue") and callable(found):
+            make: Callable[[], Any] = found
+            found = make()
+    except (Exception, SystemExit) as error:  # the module may raise anything, and so may the callable
+        raise ConfigError(f"{location}: {type(error).__name__}: {error}{_where(error)}") from error
     if not hasattr(found, "enqueue") or not hasattr(found, "client"):
         raise ConfigError(f"{location} is a {type(found).__name__}, not a psq.Queue nor a callable that makes one")
     return found
+
+
+def _where(error: BaseException) -> str:
+    """`` (file:line)`` of the innermost frame of the user's own code."""
+    frames = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<") and frame.filename not in (__file__, importlib.__file__)
+    ]
+    return f" ({frames[-1]})" if frames else ""
 
 
 def _complain(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -11,7 +12,7 @@ from gevent.event import Event
 
 from psq.errors import BrokerUnavailable, ConfigError
 from psq.functions import Allowed
-from psqd.config import Config
+from psqd.config import Config, HttpConfig, LoggingConfig
 from psqd.worker.consumer import Consumer
 from psqd.worker.reloader import Reloader
 from tests.unit.worker_fakes import Bench
@@ -302,3 +303,54 @@ def test_a_reload_that_swallows_its_end_does_not_hold_up_a_drain_nor_apply(monke
     settle()
     assert sorted(place.consumers) == ["a"]
     assert place.reloader.count == 0
+
+
+@pytest.mark.parametrize(
+    ("context", "told"),
+    [
+        ("tests.unit.worker_tasks:nothing", "AttributeError"),
+        ("tests.no_such_module:x", "ModuleNotFoundError"),
+        ("tests.unit.sample_exits:context", "SystemExit: 5"),
+    ],
+)
+def test_a_context_that_can_not_be_had_changes_nothing(context: str, told: str) -> None:
+    place = Place("a")
+    place.reload("a", extra_context=context, concurrency=3)
+    assert place.consumers["a"].concurrency == 100
+    assert place.reloader.failures == 1
+    assert f"queues.a.extra_context: {context}: {told}" in place.reloader.last_error
+
+
+def test_a_log_file_that_can_not_be_opened_changes_nothing(tmp_path: Path) -> None:
+    place = Place("a")
+    changed = place._config(("a",), concurrency=3)
+    file = str(tmp_path / "nowhere" / "psqd.log")
+    place.next.append(changed.model_copy(update={"logging": LoggingConfig(file=file)}))
+    place.reloader.request()
+    settle()
+    assert place.consumers["a"].concurrency == 100
+    assert f"can't open '{file}'" in place.reloader.last_error
+
+
+def test_an_address_that_could_not_be_had_is_tried_again_by_the_next_reload() -> None:
+    place = Place("a")
+    served: list[str] = []
+
+    def serve_http(config: Config) -> None:
+        assert config.http is not None
+        served.append(config.http.bind)
+        if len(served) == 1:
+            raise ConfigError("http.bind: the port is taken")
+
+    place.serve_http = serve_http  # type: ignore[method-assign]
+    changed = place._config(("a",), concurrency=3).model_copy(update={"http": HttpConfig(bind="127.0.0.1:9191")})
+    place.next += [changed, changed]
+    place.reloader.request()
+    settle()
+    assert place.consumers["a"].concurrency == 3  # the rest is in place
+    assert "the port is taken" in place.reloader.last_error
+    place.reloader.request()
+    settle()
+    assert served == ["127.0.0.1:9191", "127.0.0.1:9191"]
+    assert place.reloader.last_error == ""
+    assert place.config.http == changed.http
