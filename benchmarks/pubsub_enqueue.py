@@ -1,6 +1,6 @@
 """Publishing from many callers at once, each waiting for the broker's answer: group commit against a request each.
 
-    PUBSUB_EMULATOR_HOST=127.0.0.1:8085 python benchmarks/pubsub_enqueue.py threads|gevent [callers] [messages]
+PUBSUB_EMULATOR_HOST=127.0.0.1:8085 python benchmarks/pubsub_enqueue.py threads|gevent [callers] [messages]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Receiving and acking as fast as it goes, one process under gevent: the ceiling of one daemon.
 
-    PUBSUB_EMULATOR_HOST=127.0.0.1:8085 python benchmarks/pubsub_receive.py [messages] [room]
+PUBSUB_EMULATOR_HOST=127.0.0.1:8085 python benchmarks/pubsub_receive.py [messages] [room]
 """
 
 from __future__ import annotations
