@@ -14,9 +14,9 @@ from psq.storages.base import TERMINAL, Storage, TaskRecord
 
 __all__ = ["Cadence", "Poller", "poller_of"]
 
-#: Seconds after the first waiter came at which the storage is read: 8 times in the first second. Dense
-#: where most tasks end: the mean wait after the end of a task of up to 0.2 s is 25 ms.
-FIRST_LOOKS = (0.0, 0.02, 0.05, 0.09, 0.14, 0.21, 0.4, 0.7)
+#: Seconds after the first waiter came at which the storage is read: 8 times in the first second. No more than
+#: 50 ms apart where tasks of up to 0.2 s end, the 70 ms to the worker and back included.
+FIRST_LOOKS = (0.0, 0.025, 0.07, 0.12, 0.17, 0.22, 0.27, 0.6)
 #: Seconds between looks after the first second: 4 a second, and one more for newcomers makes 5.
 LATER = 0.25
 #: Most ids in one read: a Datastore lookup takes 1,000 keys.

@@ -80,17 +80,17 @@ def test_looks_that_a_slow_read_left_out_are_not_made_up_for() -> None:
     cadence.begin(0.0)
     cadence.looked(0.0, found=False)
     cadence.looked(0.3, found=False)
-    assert cadence.next(0.3, newcomers=False) == pytest.approx(0.4)
+    assert cadence.next(0.3, newcomers=False) == pytest.approx(FIRST_LOOKS[-1])
     cadence.looked(5.05, found=False)
     assert cadence.next(5.05, newcomers=False) == pytest.approx(5.3)
 
 
-def test_a_task_of_a_fifth_of_a_second_is_seen_soon_after_its_end() -> None:
-    def added(end: float) -> float:
-        return next(look for look in FIRST_LOOKS if look >= end) - end
-
-    waits = sorted(added(milliseconds / 1000) for milliseconds in range(201))
-    assert waits[len(waits) // 2] <= 0.05
+@pytest.mark.parametrize("way", [0.0, 0.005, 0.02, 0.04, 0.065])
+def test_a_task_of_up_to_a_fifth_of_a_second_is_seen_within_fifty_milliseconds(way: float) -> None:
+    """However long it takes to the worker and back, besides."""
+    for milliseconds in range(201):
+        end = milliseconds / 1000 + way
+        assert next(look for look in FIRST_LOOKS if look >= end) - end <= 0.05 + 1e-9, end
 
 
 # who
