@@ -116,7 +116,7 @@ def parse(text: str, file: str, environ: Mapping[str, str]) -> tuple[Any, list[P
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        raise ConfigProblems(file, [_syntax(error)]) from None
+        raise ConfigProblems(file, [_syntax(error, text)]) from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position] if isinstance(error.position, int) else ""
         problem = Problem(before.count("\n") + 1, len(before) - before.rfind("\n"), _not_text(error))
@@ -137,10 +137,18 @@ def _not_text(error: yaml.reader.ReaderError) -> str:
     return f"is not YAML: the character {code if not isinstance(code, int) else f'U+{code:04X}'} is not allowed"
 
 
-def _syntax(error: yaml.MarkedYAMLError) -> Problem:
+def _syntax(error: yaml.MarkedYAMLError, text: str) -> Problem:
     mark = error.problem_mark or error.context_mark
-    said = " ".join(part for part in (error.context, error.problem) if part)
-    return Problem(mark.line + 1 if mark else 1, mark.column + 1 if mark else 1, f"is not YAML: {_one_line(said)}")
+    said = _one_line(" ".join(part for part in (error.context, error.problem) if part))
+    if mark is None:
+        return Problem(1, 1, f"is not YAML: {said}")
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if line[mark.column : mark.column + 1] == "\t":
+        said += "; indent with spaces, not with tabs"
+    elif "flow" in said and "${" in line:
+        said += "; inside {…} and […], put ${…} in quotes"
+    return Problem(mark.line + 1, mark.column + 1, f"is not YAML: {said}")
 
 
 class _Walker:

@@ -24,6 +24,11 @@ __all__ = ["FORCED", "MISCONFIGURED", "REFUSED", "STOPPED", "Keeper"]
 
 #: Exit codes: all stopped in order; the worker had to be killed; bad config or import; the broker or storage said no.
 STOPPED, FORCED, MISCONFIGURED, REFUSED = 0, 1, 2, 3
+#: What they say of a daemon that never served.
+MEANINGS = {
+    MISCONFIGURED: "the config, an option or an import is wrong",
+    REFUSED: "the broker or the storage refused us",
+}
 #: What a worker may take beyond `shutdown_timeout` to give back, write results and go, seconds.
 DRAIN_SLACK = 2.0
 #: A worker that has not told its settings holds nothing: it has so long to stop, seconds.
@@ -265,6 +270,7 @@ class Keeper:
         if self._code is not None:
             self._leave(self._code)
         elif not worker.ready and not self._was_ready and ended.code in (MISCONFIGURED, REFUSED):
+            self._log.error(f"ends with exit code {ended.code}: {MEANINGS[ended.code]}; the worker has said which")
             self._leave(ended.code)
         elif self._stopping:
             # One that had let go of everything and died in its exit handlers was not forced to anything.

@@ -27,7 +27,10 @@ class PidFile:
         Raises:
             OSError: It can't be written there.
         """
-        fd, temporary = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
+        try:
+            fd, temporary = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
+        except OSError as error:  # it names the temporary file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         try:
             with os.fdopen(fd, "w") as file:
                 os.fchmod(fd, 0o644)

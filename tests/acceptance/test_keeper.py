@@ -90,12 +90,17 @@ def test_a_worker_that_gets_its_settings_out_during_a_stop_drains_in_order(start
     assert bench.exit_code() == 1
 
 
-@pytest.mark.parametrize("code", [2, 3])
-def test_a_worker_that_cannot_start_ends_psqd_with_its_code(start: Start, code: int) -> None:
+@pytest.mark.parametrize(("code", "why"), [(2, "the config, an option or an import"), (3, "refused")])
+def test_a_worker_that_cannot_start_ends_psqd_with_its_code_and_the_last_line_says_so(
+    start: Start, code: int, why: str
+) -> None:
     bench = start()
     bench.worker().say(do="exit", code=code)
     assert bench.exit_code() == code
     assert not bench.pid_file.exists()
+    last = bench.log().splitlines()[-1]
+    assert f"exit code {code}" in last
+    assert why in last
 
 
 def test_a_worker_that_is_refused_after_its_settings_ends_psqd_with_its_code(start: Start) -> None:

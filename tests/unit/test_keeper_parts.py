@@ -117,7 +117,7 @@ def test_a_pid_file_replaces_one_that_was_left_over_and_goes_with_its_process(tm
 
 
 def test_a_pid_file_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="'" + str(tmp_path / "missing" / "psqd.pid") + "'$"):
         PidFile(tmp_path / "missing" / "psqd.pid").write()
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError):
