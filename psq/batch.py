@@ -37,10 +37,11 @@ class Batch(Sequence["TaskResult"]):
 
     Attributes:
         open: The block has not ended: nothing was sent yet.
+        dropped: The block raised: nothing was sent, or will be.
     """
 
     def __init__(self, queue: Queue) -> None:
-        self.open = False
+        self.open = self.dropped = False
         self._queue = queue
         self._owner = 0
         self._drafts: list[Draft] = []
@@ -79,7 +80,7 @@ class Batch(Sequence["TaskResult"]):
         _open.reset(self._token)
         drafts, self._drafts = self._drafts, []
         if kind is not None:
-            self._results = []
+            self._results, self.dropped = [], True
         elif drafts:
             self._queue._send_all(drafts, self._results)
 

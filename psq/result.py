@@ -171,8 +171,11 @@ class TaskResult:
         return _value(record)
 
     def _storage(self) -> Storage:
-        if self._batch is not None and self._batch.open:
-            raise PsqError("the task is still in its batch: ask for results after the `with` block")
+        if self._batch is not None:
+            if self._batch.open:
+                raise PsqError("the task is still in its batch: ask for results after the `with` block")
+            if self._batch.dropped:
+                raise PsqError("the task was never sent: the `with` block of its batch raised")
         storage = self._queue.storage
         if storage is None:
             raise NoStorage(

@@ -359,6 +359,15 @@ def test_a_block_that_raises_sends_nothing(q: psq.Queue, broker: MemoryBroker) -
     assert len(broker.published) == 1
 
 
+def test_who_asks_for_a_result_of_a_block_that_raised_is_not_left_waiting(q: psq.Queue) -> None:
+    with pytest.raises(KeyError), q.batch():
+        result = q.enqueue(adder, 1)
+        raise KeyError
+    for ask in (result.result, lambda: result.status):
+        with pytest.raises(psq.PsqError, match="was never sent"):
+            ask()
+
+
 def test_a_batch_says_which_were_not_accepted(q: psq.Queue, broker: MemoryBroker) -> None:
     broker.errors.extend([psq.BrokerUnavailable("away")])
     with pytest.raises(psq.EnqueueFailed) as caught, q.batch():
