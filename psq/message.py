@@ -234,7 +234,8 @@ def decode(data: bytes) -> Message:
             if value is not None:
                 if not is_valid(value):
                     raise MessageInvalid(f"the key {name!r} can't be {str(value)[:60]!r}")
-                setattr(message, name, value)
+                if value != []:  # an empty list of strikes is none, and is not written again
+                    setattr(message, name, value)
     return message
 
 

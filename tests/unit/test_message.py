@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from psq.errors import ConfigError, MessageInvalid, MessageTooNew
@@ -135,6 +135,7 @@ def test_reading_anything_gives_a_message_or_message_invalid(data: bytes) -> Non
         pass
 
 
+@example({"strikes": []})
 @given(st.dictionaries(st.sampled_from([*json.loads(document()), "due_at", "attempt", "strikes"]), json_values))
 def test_a_document_with_anything_in_its_keys_is_read_or_invalid(changes: dict[str, Any]) -> None:
     try:
