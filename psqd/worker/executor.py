@@ -152,6 +152,8 @@ class Executor:
             strikes=message.strikes,
             worker=runtime.worker,
         )
+        if message.strikes:
+            self._tell_strikes(message)
         if runtime.task_log.all:
             runtime.task_log.started(message, self.name, attempt.waited)
         self._steps.note(attempt, STARTED)
@@ -202,7 +204,8 @@ class Executor:
 
     def _failed(self, attempt: Attempt, outcome: Failed) -> None:
         text, trace = error_text(outcome.error), str(outcome.error.get("traceback", ""))
-        self._tell(attempt, "failed", text, trace, logging.ERROR)
+        kept = "out of retries, kept as a dead letter: " if outcome.out_of_retries else ""
+        self._tell(attempt, "failed", kept + text, trace, logging.ERROR)
         if outcome.out_of_retries:
             self._steps.bury(attempt, Dead("out of retries", text, trace), outcome.error)
         else:
@@ -273,6 +276,20 @@ class Executor:
         self.counters.outcomes[outcome] += 1
         message = attempt.message
         self.runtime.task_log.ended(message, self.name, outcome, attempt.waited, attempt.ran, detail, trace, level)
+
+    def _tell_strikes(self, message: Message) -> None:
+        """So that a killer of workers can be found: its own lines may have died with them."""
+        limit, count = self.runtime.max_strikes, len(message.strikes)
+        log.warning(
+            "task %s of queue %s (%s) starts again: its worker died %d time%s while it ran, last of %s%s",
+            message.id,
+            self.name,
+            message.function,
+            count,
+            "s"[: count != 1],
+            message.strikes[-1].get("signal"),
+            f"; after {limit} it is a dead letter" if limit else "",
+        )
 
     def _check_reply(self, message: Message) -> None:
         storage = self.runtime.storage

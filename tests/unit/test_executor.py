@@ -215,6 +215,17 @@ def test_out_of_retries_is_buried_then_stored_then_acked() -> None:
     assert b'"attempt":3' in letter.payload
 
 
+def test_the_log_says_that_a_task_is_out_of_retries_and_where_it_is_now() -> None:
+    bench = Bench(retries=2)
+    bench.run(message("fail", attempt=3))
+    outcome, detail = bench.log.outcomes[0]
+    assert outcome == "failed"
+    assert detail.startswith("out of retries, kept as a dead letter: ValueError: ")
+    other = Bench()
+    other.run(message("fail"))
+    assert other.log.outcomes[0][1].startswith("ValueError: ")
+
+
 def test_a_dead_letter_that_can_not_be_kept_is_kept_later(quick: None) -> None:
     bench = Bench()
     bench.outside.answers["put_dead"] = StorageRefused("no")
@@ -331,6 +342,15 @@ def test_a_task_that_killed_its_worker_too_often_is_a_dead_letter() -> None:
     letter = bench.outside.calls[0][1]
     assert letter.reason == "worker died"
     assert list(letter.deaths) == strikes
+
+
+def test_the_log_names_a_task_that_starts_again_after_its_worker_died(caplog: pytest.LogCaptureFixture) -> None:
+    """Its own line of the first start may have died with the worker."""
+    bench = Bench()
+    strikes = [{"signal": "SIGKILL", "host": "h", "at": 1.0}] * 2
+    bench.run(message("add", 1, 1, strikes=strikes))
+    assert "task id-1 of queue q (tests.unit.worker_tasks:add) starts again" in caplog.text
+    assert "its worker died 2 times while it ran, last of SIGKILL; after 3 it is a dead letter" in caplog.text
 
 
 def test_only_one_task_with_two_strikes_runs_at_a_time() -> None:
