@@ -152,6 +152,8 @@ class Consumer:
     def _receive(self) -> None:
         receiver = self.runtime.broker.receiver(self.spec, self._deliver)
         receiver.start()
+        if self.problem:
+            log.info("queue %s is served now", self.name)
         self.problem, self.refused = "", None
         self.pool.size = self.config.concurrency
         self.state, self.receiver = "running", receiver

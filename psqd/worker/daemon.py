@@ -160,9 +160,12 @@ class Daemon:
             self.state = "running"
         self.link.send({"op": "ready"})
         waiting = [consumer.name for consumer in self.consumers.values() if consumer.problem]
-        log.info("ready: %d queues on %s", len(self.consumers), self.broker.url)
+        count, url = len(self.consumers), self.broker.url
         if waiting:
-            log.warning("%d of them wait for the broker: %s", len(waiting), ", ".join(waiting[:10]))
+            names = ", ".join(waiting[:10])
+            log.warning("not ready yet: %d of %d queues wait for the broker, %s: %s", len(waiting), count, url, names)
+        else:
+            log.info("ready: %d queues on %s", count, url)
 
     def make_consumer(self, config: Config, name: str, allowed: Allowed) -> Consumer:
         """A consumer for a queue of a config, not started."""

@@ -315,16 +315,20 @@ WRONG = [
         "a tab",
         "imports: [m]\nqueues:\n\ta: 1\n",
         [
-            "3:1: is not YAML: while scanning for the next token found character that cannot start any token; "
-            "indent with spaces, not with tabs"
+            (
+                "3:1: is not YAML: while scanning for the next token found character that cannot start any token; "
+                "indent with spaces, not with tabs"
+            )
         ],
     ),
     (
         "a variable in braces, without quotes",
         "imports: [m]\nqueues: {a: {concurrency: ${COUNT}}}\n",
         [
-            "2:28: is not YAML: while parsing a flow mapping did not find expected ',' or '}'; "
-            "inside {…} and […], put ${…} in quotes"
+            (
+                "2:28: is not YAML: while parsing a flow mapping did not find expected ',' or '}'; "
+                "inside {…} and […], put ${…} in quotes"
+            )
         ],
     ),
     (

@@ -195,7 +195,10 @@ def test_a_queue_that_is_added_again_while_it_drains_is_adopted() -> None:
     assert place.bench.outside.names() == ["ack"]
 
 
-def test_it_waits_for_a_broker_that_is_away_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_waits_for_a_broker_that_is_away_and_says_so_and_when_that_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.01)
     place = Place()
     place.problems = [BrokerUnavailable("away"), BrokerUnavailable("away")]
@@ -207,6 +210,8 @@ def test_it_waits_for_a_broker_that_is_away_and_says_so(monkeypatch: pytest.Monk
             gevent.sleep(0.005)
     assert place.consumer.problem == ""
     assert place.receivers[0].started
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["queue q waits for the broker: away", "queue q is served now"]
 
 
 def test_a_broker_that_refuses_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

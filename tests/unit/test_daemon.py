@@ -196,7 +196,8 @@ def test_a_broker_that_is_away_is_no_reason_to_end_and_the_keeper_is_told_that_i
     place.broker.problems["a"] = BrokerUnavailable("away")
     place.running.start()
     place.wait(lambda: "ready" in place.link.sent)
-    assert "1 of them wait for the broker: a" in caplog.text
+    assert "not ready yet: 1 of 2 queues wait for the broker, fake://: a" in caplog.text
+    assert "ready: 2 queues" not in caplog.text
     place.say("drain")
     assert place.end() == STOPPED
 
