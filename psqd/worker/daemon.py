@@ -113,6 +113,7 @@ class Daemon:
         self.web: Any = None
         self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._ticked_at = 0.0
+        self._told_ready = True  # False: it was told that it is not, yet
 
     # start
 
@@ -160,12 +161,18 @@ class Daemon:
             self.state = "running"
         self.link.send({"op": "ready"})
         waiting = [consumer.name for consumer in self.consumers.values() if consumer.problem]
-        count, url = len(self.consumers), self.broker.url
         if waiting:
-            names = ", ".join(waiting[:10])
-            log.warning("not ready yet: %d of %d queues wait for the broker, %s: %s", len(waiting), count, url, names)
+            many, count, names = len(waiting), len(self.consumers), ", ".join(waiting[:10])
+            log.warning(
+                "not ready yet: %d of %d queues wait for the broker, %s: %s", many, count, self.broker.url, names
+            )
+            self._told_ready = False
         else:
-            log.info("ready: %d queues on %s", count, url)
+            self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        self._told_ready = True
+        log.info("ready: %d queues on %s", len(self.consumers), self.broker.url)
 
     def make_consumer(self, config: Config, name: str, allowed: Allowed) -> Consumer:
         """A consumer for a queue of a config, not started."""
@@ -227,6 +234,8 @@ class Daemon:
                 self.active.discard(consumer)
         if now - self._ticked_at >= 1.0:
             self._ticked_at = now
+            if not self._told_ready and not any(consumer.problem for consumer in self.consumers.values()):
+                self._tell_ready()
             self.broker.tick()
             if self.storage is not None:
                 self.storage.tick()

@@ -192,12 +192,15 @@ def test_a_drain_before_the_first_declaration_is_answered_ends_too(started: Star
 def test_a_broker_that_is_away_is_no_reason_to_end_and_the_keeper_is_told_that_it_runs(
     started: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     place = started("a", "b", begin=False)
     place.broker.problems["a"] = BrokerUnavailable("away")
     place.running.start()
     place.wait(lambda: "ready" in place.link.sent)
     assert "not ready yet: 1 of 2 queues wait for the broker, fake://: a" in caplog.text
     assert "ready: 2 queues" not in caplog.text
+    del place.broker.problems["a"]
+    place.wait(lambda: "ready: 2 queues" in caplog.text)
     place.say("drain")
     assert place.end() == STOPPED
 
