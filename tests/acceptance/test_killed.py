@@ -69,6 +69,25 @@ def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(pl
     assert again[-1] <= 3.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "keeper"])
+def test_with_free_slots_they_start_again_within_the_ack_deadline_and_three_seconds(place: Site, victim: str) -> None:
+    """A daemon with free slots has a poll out; the emulator gives an orphaned one a delivery for a whole lease."""
+    config = {"queues": {"long": {"concurrency": 50, "ack_deadline": 10}}}
+    first = place.daemon("first", config).start()
+    q = psq.Queue(psq.connect(place.broker), "long", storage=place.storage)
+    ids = [r.id for r in q.enqueue_many([(jobs.nap, (20,), {}) for _ in range(20)])]
+    place.wait_journal("start", 20, 60)
+    place.daemon("second", config).start()
+    killed_at = time.monotonic()
+    os.kill(first.worker_pid() if victim == "worker" else first.pid, signal.SIGKILL)
+    wait_until(lambda: len(_starts_after(place, killed_at, ids)) == 20, 60, place.logs)
+    last = max(_starts_after(place, killed_at, ids).values())
+    print(f"\n{place.broker.partition(':')[0]}, {victim} killed, free slots: last {last:.3f} s")
+    assert last <= 10 + 3, place.logs()
+    place.wait_journal("end", 20, 60)
+
+
 def test_a_task_that_kills_its_worker_is_a_dead_letter_after_three_deaths(place: Site) -> None:
     daemon = place.daemon("a", {"queues": {"default": {"concurrency": 10}}}).start()
     q = psq.Queue(psq.connect(place.broker), storage=place.storage)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import subprocess
 import sys
 import time
 from subprocess import call  # noqa: F401  (re-exported: not to be run)
+
+import greenlet
 
 import psq
 
@@ -175,3 +178,13 @@ def outer_and_inner() -> contextlib.ExitStack:
     stack.enter_context(Traced("outer"))
     stack.enter_context(Traced("inner"))
     return stack
+
+
+def census() -> dict[str, int]:
+    """Live greenlets, descriptors and native threads of this worker."""
+    gc.collect()
+    return {
+        "greenlets": sum(isinstance(it, greenlet.greenlet) and bool(it) for it in gc.get_objects()),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
+    }
