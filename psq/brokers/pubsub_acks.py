@@ -12,6 +12,7 @@ from psq.brokers.base import Delivery
 from psq.google.channel import Channel
 from psq.google.errors import broker_error, is_transient
 from psq.group_commit import Done, Finish, GroupCommit
+from psq.together import Together
 
 __all__ = ["Acks"]
 
@@ -56,7 +57,7 @@ class Acks:
         """Give deliveries back after a pause, 0 for at once. See `Broker.park`."""
         whole = min(600, max(0, math.ceil(seconds)))  # never before its time
         group = self._group((subscription, whole))
-        together = _Together(len(deliveries), lambda error: self._post(done, None, error))
+        together: Together[Exception] = Together(len(deliveries), lambda error: self._post(done, None, error))
 
         def ended(result: Any, error: Exception | None) -> None:
             together.ended(_translated(result, error, "giving back on", subscription))
@@ -116,23 +117,3 @@ class Acks:
 def _translated(result: Any, error: Exception | None, what: str, subscription: str) -> Exception | None:
     error = error or result  # an error that all items of a request share comes as their results
     return broker_error(error, f"{what} {subscription}") if error is not None else None
-
-
-class _Together:
-    """Counts the ends of several items; reports once, with the first error."""
-
-    def __init__(self, count: int, report: Callable[[Exception | None], None]) -> None:
-        self._left, self._report = count, report
-        self._error: Exception | None = None
-        self._lock = threading.Lock()
-        if not count:
-            report(None)
-
-    def ended(self, error: Exception | None) -> None:
-        """One more has ended."""
-        with self._lock:
-            self._error = self._error or error
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self._report(self._error)

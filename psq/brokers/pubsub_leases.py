@@ -18,6 +18,7 @@ from psq.google.channel import Channel, Method, Target
 from psq.google.errors import CallError, broker_error
 from psq.google.protobuf import field, number
 from psq.message import add_strike, attributes, decode
+from psq.together import Together
 
 __all__ = ["PubSubLeaseClient", "from_spec"]
 
@@ -91,7 +92,9 @@ class PubSubLeaseClient(LeaseClient):
         """See `LeaseClient.extend`. Pub/Sub says yes to leases that are over, too: no lost keys are known."""
         subscription = source.partition(" ")[0]
         parts = list(_batches(keys))
-        together = _Together(len(parts), lambda error: done([], _ours(error, f"extending leases of {subscription}")))
+        together: Together[CallError] = Together(
+            len(parts), lambda error: done([], _ours(error, f"extending leases of {subscription}"))
+        )
         for part in parts:
             request = modify_request(subscription, part, max(0, int(seconds)))
             self._request(_MODIFY, request, timeout, subscription, together.ended)
@@ -106,7 +109,9 @@ class PubSubLeaseClient(LeaseClient):
         batches, spoiled = _strikes(items, record, member)
         left: list[str] = list(spoiled)
         errors: list[CallError] = []
-        together = _Together(len(batches), lambda _: done(left, _ours(errors[0], "striking") if errors else None))
+        together: Together[CallError] = Together(
+            len(batches), lambda _: done(left, _ours(errors[0], "striking") if errors else None)
+        )
 
         def send(keys: list[str], messages: list[tuple[bytes, dict[str, str]]]) -> None:
             def published(error: CallError | None) -> None:
@@ -229,25 +234,6 @@ def _ours(error: CallError | None, what: str) -> PsqError | None:
     if error.code == "CANCELLED" and not error.transient:
         return BrokerUnavailable(f"{what}: {error}")
     return broker_error(error, what)
-
-
-class _Together:
-    """Counts the ends of several requests; reports once, with the first error."""
-
-    def __init__(self, count: int, report: _Ended) -> None:
-        self._left, self._report = count, report
-        self._error: CallError | None = None
-        self._lock = threading.Lock()
-        if not count:
-            report(None)
-
-    def ended(self, error: CallError | None) -> None:
-        with self._lock:
-            self._error = self._error or error
-            self._left -= 1
-            last = self._left == 0
-        if last:
-            self._report(self._error)
 
 
 def from_spec(spec: Mapping[str, Any]) -> PubSubLeaseClient:
