@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from tests import parts
+from tests.front.client import Front
+from tests.front.process import front as running_front
+from tests.front.process import trust
 
 #: Variables that would send a test somewhere else: scrubbed before anything reads them.
 FOREIGN = ("DATASTORE_EMULATOR_HOST", "FIRESTORE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT", "PUBSUB_EMULATOR_HOST")
@@ -19,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith("PSQ_") or name in FOREIGN:
             del os.environ[name]
+
+    trust()
 
     def terminated(*_: Any) -> None:
         pytest.exit("terminated", returncode=143)  # so that the servers are ended, too
@@ -49,3 +54,20 @@ def datastore_emulator() -> Iterator[str]:
 def firestore_emulator() -> Iterator[str]:
     """Address of Firestore's emulator in Datastore mode."""
     yield from parts.running(parts.firestore_emulator())
+
+
+@pytest.fixture(scope="session")
+def front_process(pubsub_emulator: str, datastore_emulator: str) -> Iterator[Front]:
+    """The front, before both emulators."""
+    with running_front(pubsub_emulator, datastore_emulator) as front:
+        yield front
+
+
+@pytest.fixture
+def front(front_process: Front, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+    """The front with its default manners, for clients of this process and of those that it starts."""
+    for name, value in front_process.environment().items():
+        monkeypatch.setenv(name, value)
+    front_process.reset()
+    yield front_process
+    front_process.reset()

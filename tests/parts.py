@@ -135,7 +135,7 @@ def _environment() -> dict[str, str]:
         env.pop(name, None)
     env["CLOUDSDK_CORE_DISABLE_PROMPTS"] = "1"
     # Without a writable home gcloud can't start.
-    env.setdefault("CLOUDSDK_CONFIG", str(_state() / "gcloud"))
+    env.setdefault("CLOUDSDK_CONFIG", str(state() / "gcloud"))
     env["JAVA_TOOL_OPTIONS"] = "-Xmx768m -XX:+UseSerialGC -XX:TieredStopAtLevel=4"
     return env
 
@@ -143,7 +143,8 @@ def _environment() -> dict[str, str]:
 _state_folder: tempfile.TemporaryDirectory[str] | None = None
 
 
-def _state() -> Path:
+def state() -> Path:
+    """A folder of this session."""
     global _state_folder
     if _state_folder is None:
         _state_folder = tempfile.TemporaryDirectory(prefix="psq-tests-")
@@ -208,7 +209,7 @@ def datastore_emulator() -> Part:
         return [
             *(path, "beta", "emulators", "datastore", "start", f"--host-port=127.0.0.1:{port}", "--quiet"),
             *("--project=psq-test", "--use-firestore-in-datastore-mode", "--no-store-on-disk"),
-            f"--data-dir={tempfile.mkdtemp(dir=_state())}",
+            f"--data-dir={tempfile.mkdtemp(dir=state())}",
         ]
 
     return Part("the Datastore emulator", command, _http_answers)

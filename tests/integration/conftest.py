@@ -1,4 +1,4 @@
-"""Places where a daemon can run: on nothing, and on the Pub/Sub emulator."""
+"""Places where a daemon can run: on nothing, on the Pub/Sub emulator, and behind the front."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.front.client import Front
 from tests.integration.daemons import Site, site
 
 
@@ -24,6 +25,15 @@ def pubsub_site(tmp_path: Path, pubsub_emulator: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PUBSUB_EMULATOR_HOST", pubsub_emulator)
     broker = f"pubsub://p-{uuid.uuid4().hex[:8]}"
     with site(tmp_path, broker, f"sqlite://{tmp_path}/results.db", PUBSUB_EMULATOR_HOST=pubsub_emulator) as it:
+        yield it
+
+
+@pytest.fixture
+def front_site(tmp_path: Path, front: Front) -> Iterator[Site]:
+    """Pub/Sub and Datastore as the services are: behind the front, a project of its own."""
+    project = f"p-{uuid.uuid4().hex[:8]}"
+    broker = f"pubsub://{project}?endpoint={front.endpoint}"
+    with site(tmp_path, broker, f"datastore://{project}?endpoint={front.endpoint}", **front.environment()) as it:
         yield it
 
 
