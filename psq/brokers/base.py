@@ -104,7 +104,8 @@ class Receiver(abc.ABC):
     Attributes:
         answered_at: Monotonic instant of the last *answer* of a receive (an empty one counts); 0.0 for none.
         error: Why the last receive failed, "" when it did not.
-        asked_at: Monotonic instant when the oldest receive in flight was sent; 0.0 where none is.
+        asked_at: Monotonic instant when the oldest receive in flight was sent, or of those that ended since
+            the last answer without a sign of life; 0.0 where nothing is waited for.
         poll_seconds: Seconds after which a receive that finds nothing is answered, at the latest.
         requests: Receives in flight.
         stats: ``{"receives": n, "empty": n, "messages": n, "errors": n}``, counted since the start.

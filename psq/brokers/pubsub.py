@@ -91,6 +91,7 @@ class PubSubBroker(Broker):
         self._watch = Watch(self.channel, self._admin)
         self._leaving: dict[str, QueueSpec] = {}  # members whose subscription goes when we close
         self._sources: dict[QueueSpec, str] = {}
+        self._busy: set[PubSubReceiver] = set()
 
     @property
     def url(self) -> str:
@@ -154,6 +155,7 @@ class PubSubBroker(Broker):
             drop=lambda delivery: self.ack(delivery, _nobody),
             missing=self._watch.mend,
             doubtful=self._watch.probe,
+            busy=self._busy,
         )
         self.expect_queues(self._watch.add(receiver))
         return receiver

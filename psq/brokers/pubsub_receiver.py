@@ -1,8 +1,9 @@
 """Receiving from a subscription with unary pulls, driven by their completions: no thread and no greenlet of its own.
 
 One long poll is out while the consumer has room. While answers bring messages, up
-to 15 more pulls join it; these are to return immediately, so that they end with
-the first empty answer. Short and empty answers are normal and mean nothing.
+to 15 more pulls join it (fewer where many queues are busy: they share the streams);
+these are to return immediately, so that they end with the first empty answer. Short
+and empty answers are normal and mean nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from psq.brokers import pubsub_wire as wire
 from psq.brokers.base import Delivery, QueueSpec, Receiver
 from psq.brokers.pubsub_publisher import MEMBER_ATTRIBUTE
 from psq.concurrency import Timer, call_later, original
-from psq.google.channel import Call, Channel
+from psq.google.channel import HOT_PULLS, HOT_QUEUES, Call, Channel
 from psq.google.errors import CallError
 
 __all__ = ["DEFAULT_POLL", "PubSubReceiver", "poll_for"]
@@ -25,7 +26,9 @@ __all__ = ["DEFAULT_POLL", "PubSubReceiver", "poll_for"]
 #: Shortest long poll, seconds: polls of 10 s cost 13 % of a core with 1,000 queues.
 DEFAULT_POLL = 60.0
 #: Pulls at a time, the long poll included. Sixteen bring 15 times as much as one at 25 ms and 20 messages a pull.
-MAX_PULLS = 16
+MAX_PULLS = 1 + HOT_PULLS
+#: Pulls beside the long polls in a process: the channel has streams for no more, and acks would wait behind them.
+MAX_EXTRA = HOT_PULLS * HOT_QUEUES
 #: Most messages of one pull.
 MAX_MESSAGES = 1000
 #: Seconds for a pull that returns immediately.
@@ -38,6 +41,8 @@ TOO_SOON = 0.5
 SOON_IN_A_ROW = 2
 #: Seconds that cancelled pulls may take to end.
 CANCEL_TIME = 2.0
+#: A poll is up to this part longer, so that those of a thousand queues do not end, and go out again, all at once.
+SPREAD = 0.15
 
 log = logging.getLogger("psq")
 
@@ -71,6 +76,7 @@ class PubSubReceiver(Receiver):
         missing: ``missing(receiver)`` when the subscription was not found; `resume` when it is mended.
         doubtful: ``doubtful(receiver)`` when a poll ended at its own timeout and nothing else was
             heard from the server meanwhile; sets `answered_at` when the server gives a sign of life.
+        busy: Receivers of the same channel whose answers bring messages; this one adds itself.
     """
 
     def __init__(
@@ -86,12 +92,12 @@ class PubSubReceiver(Receiver):
         drop: Callable[[Delivery], None],
         missing: Callable[[PubSubReceiver], None],
         doubtful: Callable[[PubSubReceiver], None],
+        busy: set[PubSubReceiver] | None = None,
     ) -> None:
         self.queue, self.subscription, self.poll_seconds = queue, subscription, poll
         self.stats = {"receives": 0, "empty": 0, "messages": 0, "errors": 0}
         self.messages_at = 0.0  # monotonic instant of the last message
-        self.started_at = time.monotonic()
-        self.looked_at = self.started_at  # of the last look at the subscription; the watch's
+        self.looked_at = time.monotonic()  # of the last look at the subscription; the watch's
         self.mending = False  # the subscription is being made anew; the watch's
         self._channel, self._deliver, self._post = channel, deliver, post
         self._lease, self._drop, self._missing, self._doubtful = lease, drop, missing, doubtful
@@ -105,6 +111,8 @@ class PubSubReceiver(Receiver):
         self._out = 0  # asked for by pulls in flight
         self._mean = 0.0  # messages of an answer that brings some
         self._busy = False  # the last answer brought messages
+        self._all_busy: set[PubSubReceiver] = set() if busy is None else busy
+        self._unanswered = 0.0  # when the first receive was sent of those that ended without any sign of life
         self._soon = 0  # long polls in a row that were answered with nothing, and at once
         self._most = MAX_MESSAGES  # less after RESOURCE_EXHAUSTED
         self._failures = 0
@@ -120,7 +128,6 @@ class PubSubReceiver(Receiver):
 
     def start(self) -> None:
         """See `Receiver.start`."""
-        self.started_at = time.monotonic()
         self._started = True
         self._pump()
 
@@ -128,6 +135,8 @@ class PubSubReceiver(Receiver):
         """See `Receiver.ask`."""
         with self._lock:
             self._want = n - self._on_way
+            if n <= 0:
+                self._unanswered = 0.0  # no room: nothing is waited for
             pulls = self._next(1 if self._busy else 0) if self._want > self._out else []
         for pull in pulls:
             self._send(pull)
@@ -145,9 +154,10 @@ class PubSubReceiver(Receiver):
         pulls: list[_Pull] = []
         if not self._started or self._stopped is not None or self._timer is not None or self._gone:
             return pulls
+        most = min(MAX_PULLS, 1 + MAX_EXTRA // max(1, len(self._all_busy)))
         while (room := self._want - self._out) > 0:
             is_long = self._long is None
-            if not is_long and (more <= 0 or len(self._pulls) >= MAX_PULLS or room < min(self._mean, MAX_MESSAGES)):
+            if not is_long and (more <= 0 or len(self._pulls) >= most or room < min(self._mean, MAX_MESSAGES)):
                 break
             # Alone, it takes all there is room for. Among others each takes a share, so that they go side by side.
             share = max(2 * self._mean, self._want // MAX_PULLS, 1) if self._busy else room
@@ -164,7 +174,11 @@ class PubSubReceiver(Receiver):
 
     def _count(self) -> None:
         self.requests = len(self._pulls)
-        self.asked_at = min((pull.sent for pull in self._pulls), default=0.0)
+        if self._busy and self._pulls:
+            self._all_busy.add(self)
+        else:
+            self._all_busy.discard(self)
+        self.asked_at = self._unanswered or min((pull.sent for pull in self._pulls), default=0.0)
 
     def _send(self, pull: _Pull) -> None:
         request = wire.PullRequest(
@@ -175,7 +189,9 @@ class PubSubReceiver(Receiver):
         def done(response: Any, error: CallError | None) -> None:
             self._done(pull, response, error)
 
-        timeout = self.poll_seconds if pull.is_long else min(SHORT_TIMEOUT, self.poll_seconds)
+        timeout = min(SHORT_TIMEOUT, self.poll_seconds)
+        if pull.is_long:
+            timeout = self.poll_seconds * random.uniform(1.0, 1.0 + SPREAD)
         pull.call = self._channel.start(wire.PULL, request, timeout, done, metadata=self._metadata)
         if self._ended and pull.call is not None:
             pull.call.cancel()
@@ -211,16 +227,14 @@ class PubSubReceiver(Receiver):
 
     def _answered(self, pull: _Pull, count: int, now: float) -> int:
         """Take note of an answer; how many more pulls it is worth."""
-        self.answered_at, self.error, self._failures = now, "", 0
+        self._alive(now)
         if not count:
             self.stats["empty"] += 1
+            self._nothing()
             if pull.is_long:
-                self._busy = False
                 self._soon = self._soon + 1 if now - pull.sent < min(TOO_SOON, self.poll_seconds / 2) else 0
-                if self._soon > SOON_IN_A_ROW:
+                if self._soon > SOON_IN_A_ROW and self._timer is None:
                     self._pause(min(1.0, FIRST_PAUSE * 2 ** min(self._soon - SOON_IN_A_ROW, 10)))
-            elif len(self._pulls) <= 1:
-                self._busy = False
             return 0
         self.messages_at, self._soon, self._busy = now, 0, True
         self._mean = float(count) if count > self._mean else self._mean * 0.75 + count * 0.25
@@ -229,12 +243,22 @@ class PubSubReceiver(Receiver):
         self._on_way += count
         return 1 if pull.is_long else 2  # the long poll follows itself
 
+    def _nothing(self) -> None:
+        """A pull found nothing: where no other but the long poll is out, the queue is not busy any more."""
+        if len(self._pulls) <= (self._long is not None):
+            self._busy = False
+
+    def _alive(self, now: float) -> None:
+        self.answered_at, self.error, self._failures, self._unanswered = now, "", 0, 0.0
+
     def _failed(self, pull: _Pull, error: CallError, now: float) -> int:
         if error.code == "DEADLINE_EXCEEDED":  # nothing yet
             self.stats["empty"] += 1
-            self._busy = False
+            self._nothing()
             if self._channel.answered_at >= pull.sent:
-                self.answered_at, self.error, self._failures = now, "", 0
+                self._alive(now)
+            else:
+                self._unanswered = self._unanswered or pull.sent
             return 0
         if self._stopped is not None and error.code == "CANCELLED":
             return 0  # by us
@@ -309,7 +333,9 @@ class PubSubReceiver(Receiver):
 
     def alive(self) -> None:
         """The server gave a sign of life while a poll found nothing."""
-        self.answered_at, self.error, self._failures = time.monotonic(), "", 0
+        with self._lock:
+            self._alive(time.monotonic())
+            self._count()
 
     # stopping
 

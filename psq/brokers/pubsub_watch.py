@@ -100,7 +100,8 @@ class Watch:
         if overdue:
             return f"{overdue} calls did not end at their own timeouts"
         if receivers:
-            silent = now - max(self._channel.answered_at, self._renewed_at, *(one.started_at for one in receivers))
+            asked_at = min(one.asked_at for one in receivers)
+            silent = now - max(self._channel.answered_at, self._renewed_at, asked_at)
             if silent > 2 * max(one.poll_seconds for one in receivers):
                 return f"no answer for {silent:.0f} s"
         return ""

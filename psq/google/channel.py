@@ -35,6 +35,9 @@ log = logging.getLogger("psq")
 
 #: Streams that Google's front allows on one connection.
 STREAMS_PER_CONNECTION = 100
+#: Pulls beside the long poll of a busy queue at most, and queues that may have so many out at a time: streams
+#: for them are reckoned with. Where more queues are busy, each has fewer.
+HOT_PULLS, HOT_QUEUES = 15, 20
 #: Seconds between pings on a silent connection. Longer than half the shortest long poll (60 s): the
 #: emulator answers more frequent ones with GOAWAY too_many_pings.
 DEFAULT_KEEPALIVE = 36.0
@@ -49,10 +52,10 @@ def connections_for(queues: int, hot: int | None = None) -> int:
 
     Args:
         queues: Long polls at a time.
-        hot: Queues that pull with all of their 16 requests at a time; by default at most 20 of them.
+        hot: Queues that pull with all of their 16 requests at a time; by default at most `HOT_QUEUES`.
     """
-    hot = min(queues, 20) if hot is None else hot
-    return (queues + 15 * hot + 100) // STREAMS_PER_CONNECTION + 2
+    hot = min(queues, HOT_QUEUES) if hot is None else hot
+    return (queues + HOT_PULLS * hot + 100) // STREAMS_PER_CONNECTION + 2
 
 
 class Channel:

@@ -22,6 +22,8 @@ __all__ = ["Consumer"]
 
 #: Most deliveries that wait for a slot, however fast the tasks are.
 MAX_PREFETCH = 1000
+#: Messages over which the mean of their sizes rises, and falls.
+RISES, FALLS = 10, 50
 #: What waited so long for a slot is given back, seconds.
 PATIENCE = 2.0
 #: Time for which pulls in flight may answer when a queue stops, seconds: cancelled ones strand messages for a lease.
@@ -73,8 +75,9 @@ class Consumer:
         self._finished = 0
         self._window: deque[int] = deque([0] * 4, maxlen=4)  # tasks finished at each of the last beats
         self._seen = 0
+        self._rate = 0  # tasks finished within the last second
         self._prefetch = 0
-        self._mean_bytes = 1000.0
+        self._mean_bytes = 0.0  # of a message; rises faster than it falls, since memory is at stake
         self._declaring: gevent.Greenlet[[], None] | None = None
         self._stopped = Event()  # of the last receiver: set when no receive is in flight any more
         self._stopped.set()
@@ -225,15 +228,18 @@ class Consumer:
             delivery.arrived_at = now
             size += len(delivery.data)
         count = len(deliveries)
-        self.counters.received += count
+        seen, mean = self.counters.received, size / count
+        self.counters.received = seen + count
         self.counters.received_bytes += size
-        self._mean_bytes += (size / count - self._mean_bytes) * min(1.0, count / 50)
+        memory = min(seen + count, RISES if mean > self._mean_bytes else FALLS)
+        self._mean_bytes += (mean - self._mean_bytes) * min(1.0, count / memory)
         if self.state != "running":
             self.counters.given_back += count
             held.give_back(deliveries)
             return
         # Nobody kept these leases while the hub stood still: others may have the messages by now.
-        if self.runtime.stall.blocked_since(deliveries[0].asked_at) > self.spec.ack_deadline / 2:
+        first = deliveries[0]  # its lease is the subscription's, which an operator may have made
+        if self.runtime.stall.blocked_since(first.asked_at) > (first.lease_until - first.asked_at) / 2:
             self.counters.given_back += count
             held.give_back(deliveries)
             self._ask()
@@ -289,9 +295,8 @@ class Consumer:
         done = self._finished - self._seen
         self._seen = self._finished
         self._window.append(done)
-        rate = sum(self._window)
-        room = max(0, self.runtime.max_prefetch_bytes - self.runtime.prefetched_bytes)
-        before, self._prefetch = self._prefetch, min(MAX_PREFETCH, rate, int(room / self._mean_bytes))
+        self._rate = rate = sum(self._window)
+        before, self._prefetch = self._prefetch, int(min(MAX_PREFETCH, rate) * self.runtime.prefetch_share)
         if late := self._take_back(now - PATIENCE):
             self.runtime.held.give_back(late)
             log.info("queue %s: %d tasks waited %g s for a slot; others may have them", self.name, len(late), PATIENCE)
@@ -303,6 +308,6 @@ class Consumer:
         """What `runtime.choked` says has changed."""
         self._ask()
 
-    def ready_bytes(self) -> float:
-        """Bytes that wait for a slot, by the running mean."""
-        return len(self.pool.ready) * self._mean_bytes
+    def prefetch_bytes(self) -> float:
+        """Bytes that would wait for a slot, by the running mean, if there were no limit of them."""
+        return min(MAX_PREFETCH, self._rate) * self._mean_bytes

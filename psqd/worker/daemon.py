@@ -228,7 +228,7 @@ class Daemon:
     # while it runs
 
     def _beat(self, now: float) -> None:
-        self.runtime.prefetched_bytes = int(sum(consumer.ready_bytes() for consumer in self.active))
+        self.runtime.share_prefetch(sum(consumer.prefetch_bytes() for consumer in self.active))
         for consumer in list(self.active):
             if not consumer.beat(now):
                 self.active.discard(consumer)

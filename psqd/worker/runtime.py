@@ -57,7 +57,7 @@ class Runtime:
         unknown_function_grace: Seconds for which a function or version that is not known yet is waited for.
         max_prefetch_bytes: Bytes that may wait for a slot in this worker.
         worker: ``host:pid``.
-        prefetched_bytes: Bytes that wait for a slot now.
+        prefetch_share: What each queue may prefetch of what it could start within a second, 0 to 1.
         choked: More results than fit in memory wait for the storage: nothing is received meanwhile.
         struck: Held by the one task with two strikes or more that runs.
     """
@@ -74,5 +74,13 @@ class Runtime:
     max_prefetch_bytes: int
     worker: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     struck: BoundedSemaphore = field(default_factory=BoundedSemaphore)
-    prefetched_bytes: int = 0
+    prefetch_share: float = 1.0
     choked: bool = False
+
+    def share_prefetch(self, wanted: float) -> None:
+        """Keep what waits for a slot, in all queues together, within `max_prefetch_bytes`.
+
+        Args:
+            wanted: Bytes that all queues together would prefetch if there were no limit.
+        """
+        self.prefetch_share = min(1.0, self.max_prefetch_bytes / wanted) if wanted else 1.0

@@ -103,14 +103,25 @@ def test_prefetch_follows_what_ends_within_a_second() -> None:
     assert receiver.asked[-1] == 2  # it was told, too: else it would lease 30 that nobody can start
 
 
-def test_prefetch_is_bounded_by_bytes() -> None:
-    place = Place(concurrency=2)
-    place.bench.runtime.max_prefetch_bytes = 1000
-    receiver = place.start()
-    receiver.deliver(place.deliveries(100))
-    settle()
-    place.consumer.beat(time.monotonic())
-    assert place.consumer._prefetch == int(1000 / place.consumer._mean_bytes) < 100
+def test_prefetch_of_all_queues_together_is_bounded_by_bytes() -> None:
+    place, other = Place(concurrency=2), Place(concurrency=2)
+    asked = []
+    for one in (place, other):
+        one.bench.runtime.max_prefetch_bytes = 4000
+        receiver = one.start()
+        for _ in range(2):
+            receiver.deliver(one.deliveries(100))
+            settle()
+    for _ in range(2):  # as the daemon's beat does
+        wanted = place.consumer.prefetch_bytes() + other.consumer.prefetch_bytes()
+        for one in (place, other):
+            one.bench.runtime.share_prefetch(wanted)
+            one.consumer.beat(time.monotonic())
+    for one in (place, other):
+        prefetch = one.receivers[0].asked[-1] - 2
+        assert 0 < prefetch < 100
+        asked.append(prefetch * one.consumer._mean_bytes)
+    assert 3000 < sum(asked) <= 4000
 
 
 def test_what_waits_too_long_for_a_slot_is_given_back() -> None:
@@ -139,6 +150,15 @@ def test_what_came_while_the_hub_stood_still_is_given_back(monkeypatch: pytest.M
     receiver.deliver(place.deliveries(3))
     settle()
     assert place.bench.outside.names() == ["nack", "ack", "ack", "ack"]
+
+
+def test_what_counts_in_a_stall_is_the_lease_that_the_subscription_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(concurrency=5, ack_deadline=60)
+    receiver = place.start()
+    monkeypatch.setattr(place.bench.stall, "blocked_since", lambda instant: 6.0)
+    receiver.deliver(place.deliveries(3))  # an operator's subscription of 10 s
+    settle()
+    assert place.bench.outside.names() == ["nack"]
 
 
 def test_pausing_gives_back_what_waits_and_what_still_comes_and_lets_run_what_runs() -> None:

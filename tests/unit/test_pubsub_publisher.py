@@ -405,7 +405,7 @@ def test_an_ack_that_is_transiently_refused_is_repeated(ackrig: AckRig, monkeypa
 class StubReceiver:
     def __init__(self) -> None:
         self.queue, self.subscription, self.poll_seconds = QUEUE, SUBSCRIPTION, 60.0
-        self.requests, self.looked_at, self.messages_at, self.started_at = 1, 0.0, 0.0, 0.0
+        self.requests, self.looked_at, self.messages_at, self.asked_at = 1, 0.0, 0.0, 0.0
         self.mending = self.is_stopping = False
         self.error = ""
         self.lives = self.resumed = 0
@@ -513,7 +513,7 @@ def test_one_look_is_the_sign_of_life_for_all_who_wait_for_one_even_if_it_is_ref
 
 def silence(watching: WatchRig, receiver: StubReceiver, seconds: float) -> None:
     heard = time.monotonic() - seconds
-    watching.channel.answered_at = receiver.started_at = watching.watch._renewed_at = heard
+    watching.channel.answered_at = receiver.asked_at = watching.watch._renewed_at = heard
 
 
 def test_a_connection_that_says_nothing_for_two_polls_is_made_anew_once(watching: WatchRig) -> None:
@@ -527,6 +527,15 @@ def test_a_connection_that_says_nothing_for_two_polls_is_made_anew_once(watching
         watching.watch.tick()
     assert len(watching.channel.renewed) == 1
     assert "no answer for 121 s" in watching.channel.renewed[0]
+
+
+def test_a_queue_that_asks_again_after_hours_without_room_is_no_silence(watching: WatchRig) -> None:
+    receiver = watching.receiver()
+    silence(watching, receiver, 9_000)
+    receiver.asked_at = time.monotonic()
+    for _ in range(5):
+        watching.watch.tick()
+    assert watching.channel.renewed == []
 
 
 def test_calls_that_outlive_their_timeouts_have_the_channel_made_anew(watching: WatchRig) -> None:

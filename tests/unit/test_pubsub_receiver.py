@@ -11,7 +11,7 @@ import pytest
 from psq.brokers import pubsub_receiver
 from psq.brokers import pubsub_wire as wire
 from psq.brokers.base import Delivery, QueueSpec
-from psq.brokers.pubsub_receiver import MAX_PULLS, PubSubReceiver, poll_for
+from psq.brokers.pubsub_receiver import MAX_EXTRA, MAX_PULLS, SPREAD, PubSubReceiver, poll_for
 from tests.unit.pubsub_fakes import FakeCall, FakeChannel, direct
 
 NAME = "projects/p/subscriptions/psq-work-shared"
@@ -27,7 +27,7 @@ class Rig:
         self.doubtful: list[PubSubReceiver] = []
         self.stopped = 0
         monkeypatch.setattr(pubsub_receiver, "call_later", self.call_later)
-        options = {"lease": lambda: 10.0, "poll": 60.0, "post": direct} | options
+        options = {"lease": lambda: 10.0, "poll": 60.0, "post": direct, **options}
         self.receiver = PubSubReceiver(
             self.channel,  # type: ignore[arg-type]
             queue or QueueSpec("work"),
@@ -93,7 +93,7 @@ def test_an_idle_queue_has_one_long_poll_out_for_all_there_is_room_for(rig: Rig)
     call = rig.begin(100)
     assert call.request.max_messages == 100
     assert not call.request.return_immediately
-    assert call.timeout == 60.0
+    assert 60.0 <= call.timeout <= 60.0 * (1 + SPREAD)
     assert rig.receiver.requests == 1
     assert rig.receiver.asked_at > 0
     rig.receiver.ask(100)
@@ -143,6 +143,47 @@ def test_further_pulls_return_immediately_and_end_with_the_first_empty_answer(ri
     assert len(short) == 1
     short[0].answer(messages(0))
     assert [c.request.return_immediately for c in rig.channel.open] == [False]
+
+
+def test_an_empty_answer_by_chance_does_not_make_one_pull_ask_for_all_the_room(rig: Rig) -> None:
+    rig.begin(1000).answer(messages(20))
+    for _ in range(4):
+        rig.channel.open[-1].answer(messages(20))
+    long = next(call for call in rig.channel.open if not call.request.return_immediately)
+    out = len(rig.channel.open)
+    assert out > 3
+    long.answer(messages(0))
+    assert len(rig.channel.open) == out  # it was sent again
+    assert max(asked(rig)) < 100
+    rig.channel.open[0].answer(messages(20))
+    assert len(rig.channel.open) == out + 1
+
+
+def busy_rigs(monkeypatch: pytest.MonkeyPatch, count: int) -> list[Rig]:
+    busy: set[PubSubReceiver] = set()
+    rigs = [Rig(monkeypatch, busy=busy) for _ in range(count)]
+    for rig in rigs:
+        rig.begin(1000).answer(messages(20))
+    for rig in rigs * 40:
+        rig.receiver.ask(1000)
+        rig.channel.open[0].answer(messages(20))
+    return rigs
+
+
+def test_twenty_busy_queues_have_all_their_pulls_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {len(rig.channel.open) for rig in busy_rigs(monkeypatch, 20)} == {MAX_PULLS}
+
+
+def test_where_very_many_queues_are_busy_they_share_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    rigs = busy_rigs(monkeypatch, 100)
+    assert sum(len(rig.channel.open) - 1 for rig in rigs) == MAX_EXTRA
+    for rig in rigs[10:]:  # the others have nothing to do any more
+        for call in list(rig.channel.open):
+            call.answer(messages(0))
+    for rig in rigs[:10] * 40:
+        rig.receiver.ask(1000)
+        rig.channel.open[0].answer(messages(20))
+    assert {len(rig.channel.open) for rig in rigs[:10]} == {MAX_PULLS}
 
 
 def test_each_of_several_pulls_asks_for_twice_the_mean_answer(rig: Rig) -> None:
@@ -223,6 +264,29 @@ def test_a_deadline_with_no_other_sign_of_life_is_looked_into(rig: Rig) -> None:
     assert rig.doubtful == [rig.receiver]
     rig.receiver.alive()
     assert rig.receiver.answered_at > 0
+
+
+def test_polls_that_end_without_any_sign_of_life_are_one_long_silence(rig: Rig) -> None:
+    """Else a server that takes every call and answers none would pass for one that is about to answer."""
+    call = rig.begin(5)
+    began = rig.receiver.asked_at
+    for _ in range(3):
+        call.fail("DEADLINE_EXCEEDED")
+        (call,) = rig.channel.open
+        assert rig.receiver.asked_at == began
+    rig.receiver.alive()
+    assert rig.receiver.asked_at > began
+
+
+def test_a_queue_that_had_no_room_meanwhile_is_not_silent(rig: Rig) -> None:
+    rig.begin(5).fail("DEADLINE_EXCEEDED")
+    began = rig.receiver.asked_at
+    rig.receiver.ask(0)
+    rig.channel.open[0].fail("DEADLINE_EXCEEDED")
+    assert not rig.channel.open
+    rig.receiver.ask(0)
+    rig.receiver.ask(5)
+    assert rig.receiver.asked_at > began
 
 
 def test_a_transient_error_is_tried_again_after_fifty_milliseconds_then_backs_off(rig: Rig) -> None:
