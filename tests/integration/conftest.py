@@ -37,7 +37,7 @@ def front_site(tmp_path: Path, front: Front) -> Iterator[Site]:
         yield it
 
 
-@pytest.fixture(params=["sqlite", "pubsub"])
+@pytest.fixture(params=["sqlite", "pubsub", "front"])
 def place(request: pytest.FixtureRequest) -> Site:
     """Each broker in turn."""
     found: Site = request.getfixturevalue(f"{request.param}_site")
