@@ -11,6 +11,8 @@ need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); } # need COMMAND P
 need make make
 need git git
 need ps procps
+need systemd-analyze systemd
+need nsenter util-linux
 scripts/find-python.sh 3.11 >/dev/null || packages+=(python3.11 python3.11-venv)
 
 if ((${#packages[@]})); then
