@@ -204,21 +204,23 @@ class Worker:
     def stalled(self, now: float, confirm: float = 1.0) -> bool:
         """True when its hub stands still for longer than it may.
 
-        Seen twice, so that neither the end of a pause of the whole machine nor
-        of both processes (SIGSTOP, a suspended VM) looks like one.
+        Suspected a little before, and seen again then, so that neither the end of a
+        pause of the whole machine nor of both processes (SIGSTOP, a suspended VM) looks like one.
         """
         beat = self.link.heartbeat()
-        if now - beat <= self.stall_limit:
+        if now - beat <= self.stall_limit - confirm:
             return False
         if beat != self._suspect:
             self._suspect, self._suspected_at = beat, now
             return False
-        return now - self._suspected_at >= confirm
+        return now - self._suspected_at >= confirm and now - beat > self.stall_limit
 
     def look_again(self, confirm: float = 1.0) -> float:
         """Monotonic instant at which `stalled` may have changed."""
         beat = self.link.heartbeat()
-        return self._suspected_at + confirm if beat == self._suspect else beat + self.stall_limit + 0.001
+        if beat == self._suspect:
+            return max(self._suspected_at + confirm, beat + self.stall_limit + 0.001)
+        return beat + self.stall_limit - confirm + 0.001
 
     @property
     def stall_limit(self) -> float:

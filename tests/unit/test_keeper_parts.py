@@ -180,12 +180,22 @@ def sleeper() -> Iterator[Worker]:
 def test_a_stall_is_seen_twice_before_it_counts(sleeper: Worker) -> None:
     sleeper.settings = Settings(hub_stall_limit=300)
     beat = sleeper.link.heartbeat()
-    assert not sleeper.stalled(beat + 299)
-    assert sleeper.look_again() == pytest.approx(beat + 300, abs=0.1)
+    assert not sleeper.stalled(beat + 298)
+    assert sleeper.look_again() == pytest.approx(beat + 299, abs=0.1)
     # We were both stopped for an hour, and are going on: it beats in a moment.
     assert not sleeper.stalled(beat + 3600)
     assert sleeper.look_again() == beat + 3601
     assert sleeper.stalled(beat + 3601)
+
+
+def test_a_stall_counts_the_moment_it_is_longer_than_allowed(sleeper: Worker) -> None:
+    sleeper.settings = Settings(hub_stall_limit=300)
+    beat = sleeper.link.heartbeat()
+    seen = sleeper.look_again()
+    assert not sleeper.stalled(seen)
+    assert sleeper.look_again() == pytest.approx(beat + 300, abs=0.1)
+    assert not sleeper.stalled(beat + 300)
+    assert sleeper.stalled(sleeper.look_again())
 
 
 def test_a_worker_that_beats_again_after_a_pause_of_the_machine_did_not_stall(sleeper: Worker) -> None:
@@ -193,7 +203,7 @@ def test_a_worker_that_beats_again_after_a_pause_of_the_machine_did_not_stall(sl
     assert not sleeper.stalled(beat + 3600)
     sleeper.link._memory[:8] = struct.pack("d", beat + 3600.5)
     assert not sleeper.stalled(beat + 3601)
-    assert sleeper.look_again() == pytest.approx(beat + 3900.5, abs=0.1)
+    assert sleeper.look_again() == pytest.approx(beat + 3899.5, abs=0.1)
 
 
 def test_a_worker_that_was_reaped_gets_no_more_signals(sleeper: Worker) -> None:
