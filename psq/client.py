@@ -42,6 +42,8 @@ class Client:
         project: (Pub/Sub) the Google Cloud project.
         endpoint: (Pub/Sub) ``host[:port]`` of another endpoint than the global one.
         prefix: (Pub/Sub) put before the names of topics and subscriptions.
+        declare: (Pub/Sub) ``auto``: the first enqueue to a queue makes its topic and subscription where they are
+            missing. ``check``: it looks for them. ``never``: it takes them for made.
         credentials: (Pub/Sub) google-auth credentials; default: the application default credentials.
         broker: A broker that was made already.
         storage: What queues use that name no storage: an object, a URL, or None.
@@ -57,6 +59,7 @@ class Client:
         project: str | None = None,
         endpoint: str | None = None,
         prefix: str = "",
+        declare: str = "auto",
         credentials: Any = None,
         broker: Broker | None = None,
         storage: Storage | str | Default | None = DEFAULT,
@@ -75,7 +78,7 @@ class Client:
             self._make = lambda: _from_url(url)
         elif project is not None:
             self._url = f"pubsub://{project}"
-            self._make = lambda: _pubsub(project, endpoint, prefix, credentials)
+            self._make = lambda: _pubsub(project, endpoint, prefix, declare, credentials)
         else:
             self._url = ""
         if broker is not None:
@@ -182,10 +185,10 @@ def _from_url(url: str) -> Broker:
     return broker_of(url)
 
 
-def _pubsub(project: str, endpoint: str | None, prefix: str, credentials: Any) -> Broker:
+def _pubsub(project: str, endpoint: str | None, prefix: str, declare: str, credentials: Any) -> Broker:
     from psq.connect import backend
 
     broker: Broker = backend("psq.brokers.pubsub", "pubsub").PubSubBroker(
-        project, endpoint=endpoint, prefix=prefix, credentials=credentials
+        project, endpoint=endpoint, prefix=prefix, declare=declare, credentials=credentials
     )
     return broker

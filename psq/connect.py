@@ -35,7 +35,7 @@ __all__ = [
 _BROKERS = {"pubsub": "psq.brokers.pubsub", "sqlite": "psq.brokers.sqlite"}
 _STORAGES = {"datastore": "psq.storages.datastore", "sqlite": "psq.storages.sqlite"}
 _LATER = ("redis", "memcached")
-_BROKER_FORMS = "pubsub://PROJECT[?endpoint=…&prefix=…] or sqlite:///PATH"
+_BROKER_FORMS = "pubsub://PROJECT[?endpoint=…&prefix=…&declare=…] or sqlite:///PATH"
 _STORAGE_FORMS = "datastore://PROJECT[/DATABASE], sqlite:///PATH or none"
 
 
@@ -43,7 +43,7 @@ def connect(url: str, *, storage: Storage | str | None = None) -> Client:
     """A client for a URL. Connects nothing yet.
 
     Args:
-        url: ``pubsub://PROJECT[?endpoint=…&prefix=…]``: the real service with the application default
+        url: ``pubsub://PROJECT[?endpoint=…&prefix=…&declare=…]``: the real service with the application default
             credentials, or the emulator that PUBSUB_EMULATOR_HOST names. ``sqlite:///PATH``: embedded, durable,
             for several processes of one machine.
         storage: What its queues use that name none: an object or a URL. Default: with SQLite
@@ -148,8 +148,12 @@ def checked(url: str) -> str:
     return url
 
 
-def broker_of(url: str) -> Broker:
+def broker_of(url: str, declare: str = "auto") -> Broker:
     """The broker of a URL; see `connect`.
+
+    Args:
+        url: The URL.
+        declare: (Pub/Sub) whether topics are made; ``auto``: as the URL says.
 
     Raises:
         ConfigError: The URL is not valid.
@@ -157,7 +161,8 @@ def broker_of(url: str) -> Broker:
     """
     url = checked(url)
     scheme = _scheme(url, _BROKERS, "broker", _BROKER_FORMS)
-    broker: Broker = backend(_BROKERS[scheme], scheme).from_url(url)
+    module = backend(_BROKERS[scheme], scheme)
+    broker: Broker = module.from_url(url, declare) if scheme == "pubsub" else module.from_url(url)
     return broker
 
 

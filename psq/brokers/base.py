@@ -26,6 +26,7 @@ class QueueSpec:
         ack_deadline: Seconds of the first lease, 10 to 600.
         retention: Seconds that a message is kept, asked for; the server may refuse more than 7 days.
         delete_on_close: (broadcast) the member's subscription goes when its daemon drains.
+        lasting: (broadcast) the member's subscription is made by a deployer, and waits for its daemon for ever.
     """
 
     name: str
@@ -34,6 +35,7 @@ class QueueSpec:
     ack_deadline: float = 10.0
     retention: float = 31 * 86400.0
     delete_on_close: bool = False
+    lasting: bool = False
 
 
 @dataclass(slots=True)
@@ -178,7 +180,7 @@ class LeaseClient(abc.ABC):
         Args:
             source: As in `extend`.
             items: (lease key, document) of each. SQLite reads the document from its row.
-            record: ``{"signal": …, "host": …, "at": …}`` (`psq.message.add_strike`).
+            record: ``{"signal": …, "host": …, "at": …}``, perhaps ``"last": True`` (`psq.message.add_strike`).
             done: ``done(keys_not_done, error)``; those were left as they are.
         """
 
@@ -330,6 +332,20 @@ class Broker(abc.ABC):
             BrokerUnavailable: Try again.
             BrokerRefused: It can't be had; the text has the gcloud line where there is one.
         """
+
+    def declare_dead(self, queue: QueueSpec) -> None:
+        """Make sure that the broker's own place for a queue's dead letters exists. Blocking; raises as `declare`."""
+
+    def lacks(self, queue: QueueSpec) -> list[str] | None:
+        """What a daemon must be allowed to do with the queue and is not. Blocking.
+
+        Returns:
+            A line for each, with the command that allows it; None where the broker can't tell.
+
+        Raises:
+            BrokerUnavailable: Try again.
+        """
+        return []
 
     @abc.abstractmethod
     def source(self, queue: QueueSpec) -> str:

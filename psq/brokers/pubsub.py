@@ -16,12 +16,14 @@ from psq.brokers.dispatcher import Dispatcher
 from psq.brokers.pubsub_acks import Acks
 from psq.brokers.pubsub_admin import Admin
 from psq.brokers.pubsub_dead import PubSubDeadLetters
-from psq.brokers.pubsub_names import HOST, Names, Place, place_from, place_from_url
+from psq.brokers.pubsub_names import AUTO, HOST, Names, Place, place_from, place_from_url
 from psq.brokers.pubsub_publisher import MAX_MESSAGE_BYTES, Publisher
 from psq.brokers.pubsub_receiver import PubSubReceiver, poll_for
 from psq.brokers.pubsub_watch import Watch
+from psq.errors import ConfigError
 from psq.fork import reset_after_fork
 from psq.google.channel import Channel, Target, connections_for
+from psq.google.errors import CallError, broker_error
 from psq.group_commit import Done
 
 __all__ = ["PubSubBroker", "from_url"]
@@ -42,13 +44,15 @@ class PubSubBroker(Broker):
         endpoint: ``host[:port]`` (TLS) or ``http://host:port`` (an emulator); None:
             ``PUBSUB_EMULATOR_HOST`` where it is set, else the service.
         prefix: Put before the names of all topics and subscriptions.
+        declare: ``auto``: topics and subscriptions are made where they are missing. ``check``: they are looked
+            at, and nothing is made. ``never``: nothing is asked for before it is used.
         credentials: google-auth credentials; None: application default credentials.
         queues_hint: Queues that this process will receive from, for the number of
             connections and the length of a poll; see `expect_queues`.
         poll: Seconds of a long poll; None: by the number of queues.
 
     Raises:
-        ConfigError: Project, endpoint or prefix can't be right.
+        ConfigError: Project, endpoint, prefix or declare can't be right.
         MissingDependency: google-cloud-pubsub is not installed.
     """
 
@@ -65,11 +69,12 @@ class PubSubBroker(Broker):
         *,
         endpoint: str | None = None,
         prefix: str = "",
+        declare: str = AUTO,
         credentials: Any = None,
         queues_hint: int = 1,
         poll: float | None = None,
     ) -> None:
-        self._place: Place = place_from(project, endpoint=endpoint, prefix=prefix)
+        self._place: Place = place_from(project, endpoint=endpoint, prefix=prefix, declare=declare)
         self._names = Names(project, prefix)
         self._credentials = credentials
         self._queues, self._poll = queues_hint, poll
@@ -85,7 +90,7 @@ class PubSubBroker(Broker):
         self.channel = Channel(
             target, connections=max(CONNECTIONS, connections_for(self._queues)), keepalive=max(30.0, 0.6 * poll)
         )
-        self._admin = Admin(self.channel, self._names)
+        self._admin = Admin(self.channel, self._names, place.declare)
         self._publisher = Publisher(self.channel, self._names, self._admin, self._post)
         self._acks = Acks(self.channel, self._post)
         self._watch = Watch(self.channel, self._admin)
@@ -127,13 +132,23 @@ class PubSubBroker(Broker):
         """See `Broker.declare`."""
         self._names.check(queue.name)
         if queue.broadcast and not queue.member:
-            self._admin.ensure(queue, 30.0)
-            return []
+            return self._admin.topic_only(queue)
         warnings = self._admin.declare(queue)
         self._publisher.ready(queue)
-        if queue.broadcast and queue.delete_on_close:
+        if queue.broadcast and queue.delete_on_close and self._place.declare == AUTO:
             self._leaving[self._names.subscription(queue)] = queue
         return warnings
+
+    def declare_dead(self, queue: QueueSpec) -> None:
+        """See `Broker.declare_dead`."""
+        try:
+            self._admin.ensure_dead(queue.name, 30.0)
+        except CallError as error:
+            raise broker_error(error, f"declaring the dead letters of {queue.name}") from error
+
+    def lacks(self, queue: QueueSpec) -> list[str] | None:
+        """See `Broker.lacks`."""
+        return self._admin.lacks(queue)
 
     def source(self, queue: QueueSpec) -> str:
         """See `Broker.source`."""
@@ -235,15 +250,22 @@ def _nobody(result: Any, error: Exception | None) -> None:
     """For acks that nobody waits for."""
 
 
-def from_url(url: str) -> PubSubBroker:
-    """Make a broker from ``pubsub://PROJECT[?endpoint=…&prefix=…]``.
+def from_url(url: str, declare: str = AUTO) -> PubSubBroker:
+    """Make a broker from ``pubsub://PROJECT[?endpoint=…&prefix=…&declare=…]``.
+
+    Args:
+        url: The URL.
+        declare: What it does where the URL does not say.
 
     Raises:
-        ConfigError: The URL is not of this form.
+        ConfigError: The URL is not of this form, or says something else.
     """
     place = place_from_url(url)
+    if AUTO not in (declare, place.declare) and declare != place.declare:
+        raise ConfigError(f"{url!r} says declare={place.declare}, and the configuration `declare: {declare}`")
+    mode = place.declare if declare == AUTO else declare
     endpoint = f"{'https' if place.secure else 'http'}://{place.address}"
-    return PubSubBroker(place.project, endpoint=endpoint, prefix=place.prefix)
+    return PubSubBroker(place.project, endpoint=endpoint, prefix=place.prefix, declare=mode)
 
 
 def from_clients(publisher: Any, subscriber: Any, project: str, **options: Any) -> PubSubBroker:

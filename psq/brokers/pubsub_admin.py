@@ -1,38 +1,26 @@
-"""Topics and subscriptions: made where they are missing, looked at where they exist. Everything here blocks."""
+"""Whether topics and subscriptions are made, looked at, or taken for right: `declare`. Everything here blocks."""
 
 from __future__ import annotations
 
 import logging
-import random
-import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from psq.brokers import pubsub_wire as wire
+from psq.brokers import pubsub_permissions as permissions
 from psq.brokers.base import QueueSpec
-from psq.brokers.pubsub_advice import DELETED_TOPIC, differences, gcloud_create, gcloud_repair
-from psq.brokers.pubsub_backlog import Backlog
-from psq.brokers.pubsub_names import Names
+from psq.brokers.pubsub_advice import DELETED_TOPIC, differences, gcloud_create, gcloud_create_dead, gcloud_repair
+from psq.brokers.pubsub_maker import LABELS, Maker
+from psq.brokers.pubsub_move import move
+from psq.brokers.pubsub_names import AUTO, CHECK, NEVER, Names
 from psq.errors import BrokerRefused
-from psq.google.channel import Channel, Method
+from psq.google.channel import Channel
 from psq.google.errors import CallError, broker_error
 
 __all__ = ["Admin"]
 
-#: Most administrative calls a second of one process: their quota is small, and a fleet starts at once.
-MAX_RATE = 50.0
-#: Seconds for one call.
-CALL_TIMEOUT = 10.0
-#: Seconds that a broadcast queue's subscription lives without its member.
-MEMBER_TTL = 86400
-#: Retention that every server accepts, seconds; the emulator refuses more.
-SHORT_RETENTION = 7 * 86400
-#: Labels on all that we make.
-LABELS = {"psq": "queue"}
-#: Longest random pause before a subscription of a deleted topic is made anew, seconds.
-REPAIR_JITTER = 1.0
-#: First lease of a subscription that a publisher makes, and its shortest on the service, seconds.
-DEFAULT_ACK_DEADLINE = 10
+#: Seconds for one thing that is asked for by itself.
+DEFAULT_TIMEOUT = 10.0
 
 log = logging.getLogger("psq")
 
@@ -43,13 +31,13 @@ class Admin:
     Args:
         channel: The service's channel.
         names: What things are called.
+        declare: ``auto``: what is missing is made. ``check``: what is missing is told, nothing is made.
+            ``never``: nothing is asked for before it is used.
     """
 
-    def __init__(self, channel: Channel, names: Names) -> None:
-        self._channel, self._names = channel, names
-        self._lock = threading.Lock()
-        self._next_at = 0.0
-        self._retention_limit: int | None = None
+    def __init__(self, channel: Channel, names: Names, declare: str = AUTO) -> None:
+        self._channel, self._names, self.mode = channel, names, declare
+        self._maker = Maker(channel, names)
         self._warned: set[str] = set()
         self._deadlines: dict[str, float] = {}  # subscription -> ack deadline that it has
 
@@ -57,54 +45,154 @@ class Admin:
         """Seconds of the first lease: what the subscription has, as far as we know."""
         return self._deadlines.get(self._names.subscription(queue), queue.ack_deadline)
 
+    def missing(self, permission: str) -> str:
+        """Say which permission is missing, with the gcloud line that grants it."""
+        return permissions.missing(permission, self._names.project, self._channel.account)
+
+    # for publishers
+
     def ensure(self, queue: QueueSpec, timeout: float) -> None:
         """What a publisher needs: a topic, and a subscription, so that nothing is swallowed.
 
         A broadcast queue's subscriptions are made by its members. Where we may
-        not create anything, a deployer did: one warning, and on.
+        not create anything, a deployer did; where we may not look either: one warning, and on.
 
         Raises:
             CallError: Transient ones alone: try again.
-            BrokerRefused: It can't be made.
+            BrokerRefused: It can't be made, or is missing and we make nothing.
         """
+        if self.mode == NEVER:
+            return
         deadline = time.monotonic() + timeout
         topic = self._names.topic(queue.name)
+        why = "`declare: check` makes nothing"
         try:
-            if queue.broadcast:
-                self._create_topic(topic, deadline)
-            else:
-                self._create_subscription(queue, topic, deadline)
+            if self.mode == AUTO:
+                try:
+                    if queue.broadcast:
+                        self._maker.create_topic(topic, deadline)
+                    else:
+                        self._maker.create(queue, deadline)
+                    return
+                except CallError as error:
+                    if error.code != "PERMISSION_DENIED":
+                        raise
+                    why = "we may not make it"
+            seen = (
+                self._sees_topic(queue, topic, why, deadline) if queue.broadcast else self._sees(queue, why, deadline)
+            )
         except CallError as error:
             if error.transient:
                 raise
-            if error.code != "PERMISSION_DENIED":
-                raise broker_error(error, f"making the queue {queue.name}") from error
-            self._warn_denied(queue, error)
+            raise broker_error(error, f"making the queue {queue.name}") from error
+        if not seen:
+            self._warn_blind(queue)
 
-    def declare(self, queue: QueueSpec, timeout: float = 60.0) -> list[str]:
-        """What a consumer needs, with a look at what exists. See `Broker.declare`."""
+    def repair(self, queue: QueueSpec, timeout: float) -> bool:
+        """Look whether a queue's topic was deleted below it, and make it anew; True where something was made.
+
+        Called when a publish was told NOT_FOUND.
+
+        Raises:
+            CallError, BrokerRefused: As `ensure`.
+        """
         deadline = time.monotonic() + timeout
         topic = self._names.topic(queue.name)
-        subscription = self._names.subscription(queue)
+        denied: CallError | None = None
         try:
+            if self.mode == AUTO:
+                if queue.broadcast and not queue.member:
+                    return self._maker.create_topic(topic, deadline)
+                if self._maker.create(queue, deadline):
+                    return True
+                found = self.look(queue, deadline)
+                if found is not None and found.topic == DELETED_TOPIC:
+                    self._move(queue, topic, found.name, deadline)
+                    return True
+                return False
+        except CallError as error:
+            if error.code != "PERMISSION_DENIED":
+                raise
+            denied = error
+        why = "we may not make it" if denied else f"`declare: {self.mode}` makes nothing"
+        raise BrokerRefused(f"{topic} does not exist, and {why}: {self._commands(queue, deadline)}") from denied
+
+    def ensure_dead(self, queue: str, timeout: float, *, gone: bool = False) -> None:
+        """The topic and subscription that keep a queue's dead letters.
+
+        Args:
+            queue: The queue's name.
+            timeout: Seconds.
+            gone: A publish was told NOT_FOUND.
+        """
+        deadline = time.monotonic() + timeout
+        topic, commands = self._names.dead_topic(queue), gcloud_create_dead(self._names, queue)
+        if self.mode == AUTO:
             try:
-                made = self._create_subscription(queue, topic, deadline)
+                self._maker.create_dead(queue, deadline)
+                return
             except CallError as error:
                 if error.code != "PERMISSION_DENIED":
                     raise
-                return self._look_only(queue, subscription, error, deadline)
-            if made:
-                self._deadlines[subscription] = queue.ack_deadline
-                return []
-            found = self.look(queue, deadline)
+                if not gone:
+                    self._warn(f"{topic} can't be made here ({error.details}): a deployer must have: {commands}")
+        if gone:
+            raise BrokerRefused(f"{topic}, for dead letters, does not exist: {commands}")
+        if self.mode == CHECK:
+            try:
+                self._maker.get(self._names.dead_subscription(queue), deadline)
+            except CallError as error:
+                if error.code == "NOT_FOUND":
+                    raise BrokerRefused(f"{topic}, for dead letters, has no subscription: {commands}") from error
+                if error.code != "PERMISSION_DENIED":
+                    raise
+
+    # for daemons
+
+    def declare(self, queue: QueueSpec, timeout: float = 60.0) -> list[str]:
+        """What a consumer needs, with a look at what exists. See `Broker.declare`."""
+        if self.mode == NEVER:
+            return []
+        return self._had(queue, time.monotonic() + timeout)[1]
+
+    def mend(self, queue: QueueSpec, timeout: float = 60.0) -> bool:
+        """As `declare`, for what is gone while it is served; with ``declare: never`` it is looked at, too.
+
+        Returns:
+            True where the subscription was made or seen; False where we may do neither.
+        """
+        return self._had(queue, time.monotonic() + timeout)[0]
+
+    def _had(self, queue: QueueSpec, deadline: float) -> tuple[bool, list[str]]:
+        topic, subscription = self._names.topic(queue.name), self._names.subscription(queue)
+        why, may = f"`declare: {self.mode}` makes nothing", self.mode == AUTO
+        try:
+            if may:
+                try:
+                    if self._maker.create(queue, deadline):
+                        self._deadlines[subscription] = queue.ack_deadline
+                        return True, []
+                except CallError as error:
+                    if error.code != "PERMISSION_DENIED":
+                        raise
+                    why, may = f"we may not make it ({error.details})", False
+            found = self._sees(queue, why, deadline, may_move=may)
             if found is None:
-                return []
+                return False, self._blind(subscription)
             if found.topic == DELETED_TOPIC:
-                self._repair(queue, topic, subscription, deadline)
-                return [f"its topic had been deleted: {subscription} was made anew"]
-            return self._check(queue, topic, found, deadline)
+                self._move(queue, topic, subscription, deadline)
+                return True, [f"its topic had been deleted: {subscription} was made anew"]
+            return True, self._compared(queue, topic, found, deadline)
         except CallError as error:
             raise broker_error(error, f"declaring the queue {queue.name}") from error
+
+    def topic_only(self, queue: QueueSpec, timeout: float = 30.0) -> list[str]:
+        """Declare a broadcast queue without any member."""
+        try:
+            self.ensure(queue, timeout)
+        except CallError as error:
+            raise broker_error(error, f"declaring the queue {queue.name}") from error
+        return []
 
     def look(self, queue: QueueSpec, deadline: float) -> Any:
         """The subscription as it is, or None where we may not look.
@@ -114,7 +202,7 @@ class Admin:
         """
         name = self._names.subscription(queue)
         try:
-            found = self._call(wire.GET_SUBSCRIPTION, wire.GetSubscriptionRequest(subscription=name), name, deadline)
+            found = self._maker.get(name, deadline)
         except CallError as error:
             if error.code == "PERMISSION_DENIED":
                 return None
@@ -123,131 +211,83 @@ class Admin:
             self._deadlines[name] = float(found.ack_deadline_seconds)
         return found
 
-    def ensure_dead(self, queue: str, timeout: float) -> None:
-        """The topic and subscription that keep a queue's dead letters."""
+    def lacks(self, queue: QueueSpec, timeout: float = DEFAULT_TIMEOUT) -> list[str] | None:
+        """See `Broker.lacks`."""
         deadline = time.monotonic() + timeout
-        name, topic = self._names.dead_subscription(queue), self._names.dead_topic(queue)
+        asked: dict[str, Sequence[str]] = {self._names.topic(queue.name): [permissions.PUBLISH]}
+        if not queue.broadcast or queue.member:
+            asked[self._names.subscription(queue)] = [permissions.CONSUME]
+        elif self.mode == AUTO:  # its workers make their copies
+            asked[self._names.topic(queue.name)] = [permissions.PUBLISH, permissions.ATTACH]
+        lacking: list[str] = []
         try:
-            self._create(name, topic, 60, 31 * 86400, None, deadline)
+            for resource, wanted in asked.items():
+                has = self._maker.allowed(resource, wanted, deadline)
+                lacking += [self.missing(permission) for permission in wanted if permission not in has]
         except CallError as error:
-            if error.code != "PERMISSION_DENIED":
-                raise
-            self._warn(f"{topic} can't be made ({error}): somebody else must have, with a subscription {name}")
+            if error.code in ("UNIMPLEMENTED", "PERMISSION_DENIED"):
+                return None
+            raise broker_error(error, f"asking what we may do with the queue {queue.name}") from error
+        return lacking
 
-    def delete_member(self, queue: QueueSpec, timeout: float = CALL_TIMEOUT) -> None:
+    def delete_member(self, queue: QueueSpec, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Delete a broadcast member's subscription; that it is not there is no error."""
         name = self._names.subscription(queue)
-        request = wire.DeleteSubscriptionRequest(subscription=name)
         try:
-            self._call(wire.DELETE_SUBSCRIPTION, request, name, time.monotonic() + timeout)
+            self._maker.delete(name, time.monotonic() + timeout)
         except CallError as error:
             if error.code != "NOT_FOUND":
                 raise broker_error(error, f"deleting {name}") from error
 
-    def repair(self, queue: QueueSpec, timeout: float) -> bool:
-        """Look whether a queue's topic was deleted below it, and make it anew; True where something was made.
-
-        Called when a publish or a pull was told NOT_FOUND.
-
-        Raises:
-            CallError, BrokerRefused: As `ensure`.
-        """
-        deadline = time.monotonic() + timeout
-        topic = self._names.topic(queue.name)
-        if queue.broadcast and not queue.member:
-            return self._create_topic(topic, deadline)
-        try:
-            if self._create_subscription(queue, topic, deadline):
-                return True
-            found = self.look(queue, deadline)
-        except CallError as error:
-            if error.code != "PERMISSION_DENIED":
-                raise
-            raise BrokerRefused(
-                f"{topic} or its subscription is missing, and we may not make it: {gcloud_create(self._names, queue)}"
-            ) from error
-        if found is not None and found.topic == DELETED_TOPIC:
-            self._repair(queue, topic, found.name, deadline)
-            return True
-        return False
-
     # the steps
 
-    def _create_subscription(self, queue: QueueSpec, topic: str, deadline: float) -> bool:
-        return self._create(
-            self._names.subscription(queue),
-            topic,
-            int(queue.ack_deadline) or DEFAULT_ACK_DEADLINE,
-            int(queue.retention),
-            MEMBER_TTL if queue.broadcast else None,
-            deadline,
-        )
+    def _sees(self, queue: QueueSpec, why: str, deadline: float, *, may_move: bool = False) -> Any:
+        """The subscription, which we do not make; None where we may not look.
 
-    def _create(
-        self, name: str, topic: str, ack_deadline: int, retention: int, ttl: int | None, deadline: float
-    ) -> bool:
-        """Create a subscription, and its topic where that is missing; False where it exists."""
-        topic_made = False
-        while True:
-            kept = retention if self._retention_limit is None else min(retention, self._retention_limit)
-            if ttl is not None:
-                kept = min(kept, ttl)  # a subscription may not keep messages for longer than it lives
-            request = wire.Subscription(name=name, topic=topic, ack_deadline_seconds=ack_deadline, labels=LABELS)
-            request.message_retention_duration.seconds = kept
-            if ttl is None:
-                request.expiration_policy.SetInParent()  # never
-            else:
-                request.expiration_policy.ttl.seconds = ttl
-            try:
-                self._call(wire.CREATE_SUBSCRIPTION, request, name, deadline)
-            except CallError as error:
-                if error.code == "ALREADY_EXISTS":
-                    return False
-                if error.code == "NOT_FOUND" and not topic_made:
-                    self._create_topic(topic, deadline)
-                    topic_made = True
-                elif error.code == "NOT_FOUND":
-                    # the new topic is not everywhere yet, or was deleted again
-                    raise CallError("UNAVAILABLE", error.details, sent=False) from error
-                elif (
-                    error.code == "INVALID_ARGUMENT" and "retention" in error.details.lower() and kept > SHORT_RETENTION
-                ):
-                    self._retention_limit = SHORT_RETENTION
-                else:
-                    raise
-            else:
-                return True
-
-    def _create_topic(self, topic: str, deadline: float) -> bool:
-        try:
-            self._call(wire.CREATE_TOPIC, wire.Topic(name=topic, labels=LABELS), topic, deadline, "name")
-        except CallError as error:
-            if error.code == "ALREADY_EXISTS":
-                return False
-            raise
-        return True
-
-    def _look_only(self, queue: QueueSpec, subscription: str, denied: CallError, deadline: float) -> list[str]:
-        """We may not create: then it must be there."""
+        Raises:
+            BrokerRefused: It is not there, or, unless it may be moved, its topic was deleted.
+        """
+        subscription = self._names.subscription(queue)
         try:
             found = self.look(queue, deadline)
         except CallError as error:
             if error.code == "NOT_FOUND":
                 raise BrokerRefused(
-                    f"{subscription} does not exist, and we may not make it ({denied.details}): "
-                    f"{gcloud_create(self._names, queue)}"
+                    f"{subscription} does not exist, and {why}: {gcloud_create(self._names, queue)}"
                 ) from error
             raise
-        if found is None:
-            return [f"{subscription} can't be looked at ({denied.details}); taken for right"]
-        if found.topic == DELETED_TOPIC:
+        if found is not None and found.topic == DELETED_TOPIC and not may_move:
             raise BrokerRefused(
-                f"the topic of {subscription} was deleted: it never gets a message again. "
-                f"Make it anew: {gcloud_repair(self._names, queue)}"
+                f"the topic of {subscription} was deleted: it never gets a message again, and {why} anew: "
+                f"{gcloud_repair(self._names, queue)}"
             )
-        return self._check(queue, self._names.topic(queue.name), found, deadline)
+        return found
 
-    def _check(self, queue: QueueSpec, topic: str, found: Any, deadline: float) -> list[str]:
+    def _sees_topic(self, queue: QueueSpec, topic: str, why: str, deadline: float) -> bool:
+        try:
+            self._maker.get_topic(topic, deadline)
+        except CallError as error:
+            if error.code == "NOT_FOUND":
+                raise BrokerRefused(
+                    f"{topic} does not exist, and {why}: {gcloud_create(self._names, queue)}"
+                ) from error
+            if error.code == "PERMISSION_DENIED":
+                return False
+            raise
+        return True
+
+    def _commands(self, queue: QueueSpec, deadline: float) -> str:
+        """What makes the topic of a queue, whose subscription may still be there."""
+        if not queue.broadcast:
+            try:
+                found = self.look(queue, deadline)
+            except CallError:
+                found = None
+            if found is not None and found.topic == DELETED_TOPIC:
+                return gcloud_repair(self._names, queue)
+        return gcloud_create(self._names, queue)
+
+    def _compared(self, queue: QueueSpec, topic: str, found: Any, deadline: float) -> list[str]:
         errors, warnings = differences(queue, topic, found)
         if errors:
             raise BrokerRefused(f"{found.name} can't be used: " + "; ".join(errors))
@@ -258,13 +298,9 @@ class Admin:
     def _set_ack_deadline(self, queue: QueueSpec, found: Any, deadline: float) -> list[str]:
         """Ours, made by a publisher with another ack deadline: ours to change. Others' stay as they are."""
         has = found.ack_deadline_seconds
-        if found.labels.get("psq") == LABELS["psq"]:
-            request = wire.UpdateSubscriptionRequest()
-            request.subscription.name = found.name
-            request.subscription.ack_deadline_seconds = int(queue.ack_deadline)
-            request.update_mask.paths.append("ack_deadline_seconds")
+        if found.labels.get("psq") == LABELS["psq"] and self.mode == AUTO:
             try:
-                self._call(wire.UPDATE_SUBSCRIPTION, request, found.name, deadline, "subscription.name")
+                self._maker.set_ack_deadline(found.name, int(queue.ack_deadline), deadline)
             except CallError as error:
                 if error.transient:
                     raise
@@ -273,25 +309,9 @@ class Admin:
                 return []
         return [f"its ack deadline is {has} s, not {queue.ack_deadline:g} s: {has} s is used for the first lease"]
 
-    def _repair(self, queue: QueueSpec, topic: str, name: str, deadline: float) -> None:
-        """A subscription of a deleted topic: made anew on a new topic, with what it still held.
-
-        What it held is in this process's memory for a moment: published before the new subscription exists it would
-        be swallowed, and the old one can't be joined to a new topic.
-        """
-        time.sleep(random.uniform(0.0, REPAIR_JITTER))  # several daemons notice at the same time
-        found = self.look(queue, deadline)
-        if found is None or found.topic != DELETED_TOPIC:
-            return  # another was faster
-        log.warning("the topic of %s was deleted; both are made anew", name)
+    def _move(self, queue: QueueSpec, topic: str, name: str, deadline: float) -> None:
         try:
-            self._create_topic(topic, deadline)
-            backlog = list(Backlog(self._channel, name).messages())
-            request = wire.DeleteSubscriptionRequest(subscription=name)
-            found = self.look(queue, deadline)
-            if found is None or found.topic == DELETED_TOPIC:
-                self._call(wire.DELETE_SUBSCRIPTION, request, name, deadline)
-            self._create_subscription(queue, topic, deadline)
+            move(self._channel, self._maker, queue, topic, name, deadline)
         except CallError as error:
             if error.code != "PERMISSION_DENIED":
                 raise
@@ -300,56 +320,21 @@ class Admin:
                 f"{gcloud_repair(self._names, queue)}"
             ) from error
         self._deadlines[name] = queue.ack_deadline
-        self._publish_again([received.message for received in backlog], topic, deadline)
 
-    def _publish_again(self, messages: list[Any], topic: str, deadline: float) -> None:
-        if messages:
-            log.warning("%d tasks of the deleted topic %s are published again", len(messages), topic)
-        while messages:
-            batch, size = [messages.pop()], 0
-            while messages and len(batch) < 1000 and size + messages[-1].ByteSize() < 5_000_000:
-                size += messages[-1].ByteSize()
-                batch.append(messages.pop())
-            copies = [wire.PubsubMessage(data=one.data, attributes=one.attributes) for one in batch]
-            request = wire.PublishRequest(topic=topic, messages=copies)
-            self._insist(wire.PUBLISH, request, topic, "topic")
+    def _blind(self, subscription: str) -> list[str]:
+        """A warning, at the first one: it is the same with all of them."""
+        if "look" in self._warned:
+            return []
+        self._warned.add("look")
+        why = "nor can others: they are taken for right, and a topic that is deleted would not be noticed"
+        return [f"{subscription} can't be looked at, {why}: {self.missing(permissions.LOOK)}"]
 
-    def _insist(self, method: Method, request: Any, name: str, field: str) -> None:
-        """Call until it works: what is sent here exists nowhere else any more."""
-        pause = 0.05
-        while True:
-            try:
-                self._channel.call(method, request, CALL_TIMEOUT, metadata=wire.routing(field, name))
-            except CallError as error:
-                if not error.transient and error.code != "NOT_FOUND":
-                    log.error("%d tasks of a deleted topic are lost: %s", len(request.messages), error)
-                    return
-                time.sleep(pause)
-                pause = min(5.0, pause * 2)
-            else:
-                return
-
-    # calls
-
-    def _call(self, method: Method, request: Any, name: str, deadline: float, field: str = "subscription") -> Any:
-        self._pace()
-        timeout = max(0.05, min(CALL_TIMEOUT, deadline - time.monotonic()))
-        return self._channel.call(method, request, timeout, metadata=wire.routing(field, name))
-
-    def _pace(self) -> None:
-        """Wait for this call's turn: at most `MAX_RATE` a second, the more evenly the more there are."""
-        with self._lock:
-            now = time.monotonic()
-            at = max(now, self._next_at)
-            self._next_at = at + random.uniform(0.5, 1.5) / MAX_RATE
-        if at > now:
-            time.sleep(at - now)
-
-    def _warn_denied(self, queue: QueueSpec, error: CallError) -> None:
+    def _warn_blind(self, queue: QueueSpec) -> None:
         self._warn(
-            f"topics and subscriptions can't be made here ({error.details}): a deployer must have made those of "
-            f"{queue.name}, and of other queues: {gcloud_create(self._names, queue)}",
-            once="denied",
+            f"topics and subscriptions can't be made here, nor looked at: a deployer must have made those of "
+            f"{queue.name}, and of other queues, since a topic without a subscription loses what is sent to it: "
+            f"{gcloud_create(self._names, queue)}",
+            once="blind",
         )
 
     def _warn(self, text: str, once: str = "") -> None:

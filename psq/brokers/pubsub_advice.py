@@ -7,7 +7,7 @@ from typing import Any
 from psq.brokers.base import QueueSpec
 from psq.brokers.pubsub_names import Names
 
-__all__ = ["DELETED_TOPIC", "differences", "gcloud_create", "gcloud_repair"]
+__all__ = ["DELETED_TOPIC", "differences", "gcloud_create", "gcloud_create_dead", "gcloud_repair"]
 
 #: What Pub/Sub gives as the topic of a subscription whose topic was deleted.
 DELETED_TOPIC = "_deleted-topic_"
@@ -71,11 +71,28 @@ def gcloud_create(names: Names, queue: QueueSpec) -> str:
     line = f"gcloud pubsub topics create {topic} --project={names.project}"
     if queue.broadcast and not queue.member:
         return line
-    expires = "1d" if queue.broadcast else "never"
-    return (
-        f"{line} ; gcloud pubsub subscriptions create {_short(names.subscription(queue))} --topic={topic} "
-        f"--ack-deadline={int(queue.ack_deadline)} --expiration-period={expires} --project={names.project}"
+    expires = "1d" if queue.broadcast and not queue.lasting else "never"
+    return _with_subscription(
+        line,
+        f"{_short(names.subscription(queue))} --topic={topic} --ack-deadline={int(queue.ack_deadline)} "
+        f"--message-retention-duration={'1d' if queue.broadcast else '31d'} --expiration-period={expires}",
+        names,
     )
+
+
+def gcloud_create_dead(names: Names, queue: str) -> str:
+    """The commands with which a deployer makes what keeps a queue's dead letters."""
+    topic = _short(names.dead_topic(queue))
+    return _with_subscription(
+        f"gcloud pubsub topics create {topic} --project={names.project}",
+        f"{_short(names.dead_subscription(queue))} --topic={topic} --ack-deadline=60 "
+        "--message-retention-duration=31d --expiration-period=never",
+        names,
+    )
+
+
+def _with_subscription(line: str, subscription: str, names: Names) -> str:
+    return f"{line} ; gcloud pubsub subscriptions create {subscription} --project={names.project}"
 
 
 def gcloud_repair(names: Names, queue: QueueSpec) -> str:

@@ -11,12 +11,15 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from psq.brokers.base import QueueSpec
 from psq.errors import ConfigError
 
-__all__ = ["EMULATOR_VARIABLE", "HOST", "Names", "Place", "place_from", "place_from_url"]
+__all__ = ["AUTO", "CHECK", "EMULATOR_VARIABLE", "HOST", "NEVER", "Names", "Place", "place_from", "place_from_url"]
 
 #: The service itself.
 HOST = "pubsub.googleapis.com"
 #: Set by `gcloud beta emulators pubsub env-init`; Google's own clients read it, too.
 EMULATOR_VARIABLE = "PUBSUB_EMULATOR_HOST"
+#: What a process does about topics and subscriptions: make what is missing; look, and make nothing; neither.
+AUTO, CHECK, NEVER = "auto", "check", "never"
+DECLARE = (AUTO, CHECK, NEVER)
 #: Longest name of a topic or subscription (Pub/Sub's documentation).
 MAX_NAME = 255
 
@@ -35,12 +38,14 @@ class Place:
         address: ``host:port``.
         secure: TLS and credentials; False for an emulator.
         prefix: Put before all names that we make.
+        declare: ``auto``, ``check`` or ``never``: whether we make what is missing.
     """
 
     project: str
     address: str = f"{HOST}:443"
     secure: bool = True
     prefix: str = ""
+    declare: str = AUTO
 
     @property
     def url(self) -> str:
@@ -52,12 +57,19 @@ class Place:
             options.append(("endpoint", self.address.removesuffix(":443")))
         if self.prefix:
             options.append(("prefix", self.prefix))
+        if self.declare != AUTO:
+            options.append(("declare", self.declare))
         query = urlencode(options, safe=":/", quote_via=quote)
         return f"pubsub://{self.project}" + (f"?{query}" if query else "")
 
 
 def place_from(
-    project: str, *, endpoint: str | None = None, prefix: str = "", environ: Mapping[str, str] = os.environ
+    project: str,
+    *,
+    endpoint: str | None = None,
+    prefix: str = "",
+    declare: str = AUTO,
+    environ: Mapping[str, str] = os.environ,
 ) -> Place:
     """Check what a user gave.
 
@@ -66,11 +78,14 @@ def place_from(
         endpoint: ``host``, ``host:port`` or ``https://host`` (TLS), or ``http://host:port`` for an
             emulator; None: `PUBSUB_EMULATOR_HOST` where it is set, else the service.
         prefix: Put before all names that we make.
+        declare: ``auto``, ``check`` or ``never``.
         environ: The environment.
 
     Raises:
         ConfigError: One of them can't be right.
     """
+    if declare not in DECLARE:
+        raise ConfigError(f"declare is one of {', '.join(DECLARE)}, not {declare!r}")
     if not isinstance(project, str) or not _PROJECT.match(project):
         raise ConfigError(f"{project!r} is no project id: write pubsub://my-project")
     if prefix and (not _ID.match(prefix) or prefix.lower().startswith("goog") or len(prefix) > 100):
@@ -93,24 +108,28 @@ def place_from(
         )
     if not re.search(r":[0-9]+\Z", address):
         address += ":443" if secure else ":8085"
-    return Place(project, address, secure, prefix)
+    return Place(project, address, secure, prefix, declare)
 
 
 def place_from_url(url: str, environ: Mapping[str, str] = os.environ) -> Place:
-    """Read ``pubsub://PROJECT[?endpoint=…&prefix=…]``.
+    """Read ``pubsub://PROJECT[?endpoint=…&prefix=…&declare=…]``.
 
     Raises:
         ConfigError: It is not of this form.
     """
     parts = urlsplit(url)
     if parts.scheme != "pubsub" or not parts.netloc or parts.path not in ("", "/") or parts.fragment:
-        raise ConfigError(f"{url!r} is not of the form pubsub://PROJECT[?endpoint=…&prefix=…]")
+        raise ConfigError(f"{url!r} is not of the form pubsub://PROJECT[?endpoint=…&prefix=…&declare=…]")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    unknown = sorted(set(options) - {"endpoint", "prefix"})
+    unknown = sorted(set(options) - {"endpoint", "prefix", "declare"})
     if unknown:
-        raise ConfigError(f"{url!r}: unknown option {unknown[0]!r}; there are endpoint and prefix")
+        raise ConfigError(f"{url!r}: unknown option {unknown[0]!r}; there are endpoint, prefix and declare")
     return place_from(
-        parts.netloc, endpoint=options.get("endpoint") or None, prefix=options.get("prefix", ""), environ=environ
+        parts.netloc,
+        endpoint=options.get("endpoint") or None,
+        prefix=options.get("prefix", ""),
+        declare=options.get("declare", AUTO),
+        environ=environ,
     )
 
 

@@ -184,12 +184,12 @@ class Publisher:
         if topic is None:
 
             def ensure(timeout: float) -> None:
-                self._admin.ensure_dead(queue, timeout)
+                self._admin.ensure_dead(queue, timeout, gone=made.missing)
 
             with self._lock:
                 topic = self._topics.get(key)
                 if topic is None:
-                    topic = _Topic(self, QueueSpec(key), self._names.dead_topic(queue), ensure)
+                    made = topic = _Topic(self, QueueSpec(key), self._names.dead_topic(queue), ensure)
                     self._topics[key] = topic
         try:
             framed = _framed(data, attributes)

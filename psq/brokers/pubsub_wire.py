@@ -14,6 +14,7 @@ from psq.google.channel import Method, load_grpc
 load_grpc()  # before Google's library imports it: in a patched process the order matters
 
 try:
+    from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
     from google.protobuf import empty_pb2
     from google.pubsub_v1 import types
 except ImportError as error:
@@ -25,20 +26,24 @@ __all__ = [
     "CREATE_TOPIC",
     "DELETE_SUBSCRIPTION",
     "GET_SUBSCRIPTION",
+    "GET_TOPIC",
     "LIST_SUBSCRIPTIONS",
     "MODIFY_ACK_DEADLINE",
     "PUBLISH",
     "PULL",
+    "TEST_IAM_PERMISSIONS",
     "UPDATE_SUBSCRIPTION",
     "AcknowledgeRequest",
     "DeleteSubscriptionRequest",
     "GetSubscriptionRequest",
+    "GetTopicRequest",
     "ListSubscriptionsRequest",
     "ModifyAckDeadlineRequest",
     "PublishRequest",
     "PubsubMessage",
     "PullRequest",
     "Subscription",
+    "TestIamPermissionsRequest",
     "Topic",
     "UpdateSubscriptionRequest",
     "routing",
@@ -52,12 +57,14 @@ def _pb(name: str) -> Any:
 AcknowledgeRequest = _pb("AcknowledgeRequest")
 DeleteSubscriptionRequest = _pb("DeleteSubscriptionRequest")
 GetSubscriptionRequest = _pb("GetSubscriptionRequest")
+GetTopicRequest = _pb("GetTopicRequest")
 ListSubscriptionsRequest = _pb("ListSubscriptionsRequest")
 ModifyAckDeadlineRequest = _pb("ModifyAckDeadlineRequest")
 PublishRequest = _pb("PublishRequest")
 PubsubMessage = _pb("PubsubMessage")
 PullRequest = _pb("PullRequest")
 Subscription = _pb("Subscription")
+TestIamPermissionsRequest: Any = iam_policy_pb2.TestIamPermissionsRequest
 Topic = _pb("Topic")
 UpdateSubscriptionRequest = _pb("UpdateSubscriptionRequest")
 
@@ -68,6 +75,7 @@ def _method(service: str, name: str, request: Any, response: Any) -> Method:
 
 PUBLISH = _method("Publisher", "Publish", PublishRequest, _pb("PublishResponse"))
 CREATE_TOPIC = _method("Publisher", "CreateTopic", Topic, Topic)
+GET_TOPIC = _method("Publisher", "GetTopic", GetTopicRequest, Topic)
 PULL = _method("Subscriber", "Pull", PullRequest, _pb("PullResponse"))
 ACKNOWLEDGE = _method("Subscriber", "Acknowledge", AcknowledgeRequest, empty_pb2.Empty)
 MODIFY_ACK_DEADLINE = _method("Subscriber", "ModifyAckDeadline", ModifyAckDeadlineRequest, empty_pb2.Empty)
@@ -77,6 +85,13 @@ UPDATE_SUBSCRIPTION = _method("Subscriber", "UpdateSubscription", UpdateSubscrip
 DELETE_SUBSCRIPTION = _method("Subscriber", "DeleteSubscription", DeleteSubscriptionRequest, empty_pb2.Empty)
 LIST_SUBSCRIPTIONS = _method(
     "Subscriber", "ListSubscriptions", ListSubscriptionsRequest, _pb("ListSubscriptionsResponse")
+)
+
+#: Of topics and subscriptions alike; needs no permission itself.
+TEST_IAM_PERMISSIONS = Method(
+    "/google.iam.v1.IAMPolicy/TestIamPermissions",
+    TestIamPermissionsRequest.SerializeToString,
+    iam_policy_pb2.TestIamPermissionsResponse.FromString,
 )
 
 

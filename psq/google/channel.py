@@ -102,6 +102,12 @@ class Channel:
         """Calls in flight."""
         return len(self._flights)
 
+    @property
+    def account(self) -> str:
+        """Email of the service account that we are, "" where it is not known."""
+        identity = self._identity
+        return identity.account if identity is not None else ""
+
     def start(
         self,
         method: Method,

@@ -59,6 +59,12 @@ class Identity:
         self._credentials: Any = credentials
         self._thrown_at = 0.0
 
+    @property
+    def account(self) -> str:
+        """Email of the service account, "" where it is none or not known (yet)."""
+        email = getattr(self._credentials, "service_account_email", "") or ""
+        return email if isinstance(email, str) and "@" in email else ""
+
     def throw_token_away(self) -> None:
         """The server did not take it (revoked, or a clock is wrong): google-auth fetches another for the next call."""
         now = time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from psq.brokers import pubsub_admin, pubsub_watch
+from psq.brokers import pubsub_move, pubsub_watch
 from psq.brokers import pubsub_wire as wire
 from psq.brokers.base import Outgoing, QueueSpec
 from psq.brokers.pubsub import PubSubBroker, from_clients, from_url
@@ -200,7 +200,7 @@ def test_a_queue_name_that_pubsub_refuses_is_refused_before_anything_is_made(pro
 def test_a_deleted_topic_is_made_anew_when_a_daemon_starts_and_its_tasks_are_kept(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pubsub_admin, "REPAIR_JITTER", 0.01)
+    monkeypatch.setattr(pubsub_move, "REPAIR_JITTER", 0.01)
     publish(project.broker(), *(outgoing(QUEUE, f"t{number}") for number in range(5)))
     project.delete_topic()
     assert project.found().topic == "_deleted-topic_"
@@ -219,7 +219,7 @@ def test_a_deleted_topic_is_made_anew_when_a_daemon_starts_and_its_tasks_are_kep
 def test_a_topic_that_is_deleted_under_a_publisher_is_made_anew_with_a_subscription(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pubsub_admin, "REPAIR_JITTER", 0.01)
+    monkeypatch.setattr(pubsub_move, "REPAIR_JITTER", 0.01)
     broker = project.broker()
     publish(broker, outgoing(QUEUE, "before"))
     project.delete_topic()
@@ -232,7 +232,7 @@ def test_a_topic_that_is_deleted_under_a_publisher_is_made_anew_with_a_subscript
 def test_what_is_deleted_under_a_running_daemon_is_noticed_and_made_anew(
     project: Project, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(pubsub_admin, "REPAIR_JITTER", 0.01)
+    monkeypatch.setattr(pubsub_move, "REPAIR_JITTER", 0.01)
     monkeypatch.setattr(pubsub_watch, "LOOK_AFTER", 0.5)
     broker = project.broker()
     with receiving(broker, QUEUE) as (inbox, receiver):
