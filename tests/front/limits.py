@@ -7,7 +7,7 @@ from typing import Any
 from google.cloud.datastore_v1.types import datastore
 from google.pubsub_v1 import types
 
-__all__ = ["Refused", "check", "parse"]
+__all__ = ["Refused", "Retentions", "check", "parse"]
 
 #: Bytes of any request.
 MAX_REQUEST = 10 * 1024 * 1024
@@ -18,6 +18,8 @@ MAX_ATTRIBUTES, MAX_NAME, MAX_VALUE = 100, 256, 1024
 MAX_ACK_IDS, MAX_ACK_BYTES = 1000, 512 * 1024
 #: Of a modack and of a subscription, seconds.
 MAX_ACK_DEADLINE, MIN_RETENTION, MAX_RETENTION = 600, 600, 31 * 86400
+#: The emulator refuses a longer retention, seconds.
+EMULATORS_RETENTION = 7 * 86400
 #: Of a commit: mutations; of an entity: bytes, bytes of an indexed value; of a look-up: keys.
 MAX_MUTATIONS, MAX_ENTITY, MAX_INDEXED, MAX_KEYS = 500, 1024 * 1024 - 4, 1500, 1000
 
@@ -74,6 +76,36 @@ def check(name: str, request: Any, size: int, shortest_ack_deadline: int) -> Non
     checker = _CHECKS.get(name)
     if checker is not None:
         checker(request, size, shortest_ack_deadline)
+
+
+class Retentions:
+    """What subscriptions keep by the front's word: 31 days are taken as by the service, the emulator is told 7."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, int] = {}
+
+    def request(self, name: str, parsed: Any, data: bytes) -> bytes:
+        """The request for the emulator."""
+        if name not in ("CreateSubscription", "UpdateSubscription"):
+            return data
+        subscription = parsed if name == "CreateSubscription" else parsed.subscription
+        if not subscription.HasField("message_retention_duration"):
+            return data
+        kept = subscription.message_retention_duration.seconds
+        self._told[subscription.name] = kept
+        subscription.message_retention_duration.seconds = min(kept, EMULATORS_RETENTION)
+        return bytes(parsed.SerializeToString())
+
+    def response(self, name: str, data: bytes) -> bytes:
+        """The emulator's answer as the service's."""
+        if name not in ("CreateSubscription", "UpdateSubscription", "GetSubscription"):
+            return data
+        subscription = PARSED["CreateSubscription"].FromString(data)
+        kept = self._told.get(subscription.name)
+        if kept is None:
+            return data
+        subscription.message_retention_duration.seconds = kept
+        return bytes(subscription.SerializeToString())
 
 
 def _invalid(details: str) -> Refused:

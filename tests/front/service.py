@@ -59,6 +59,7 @@ class Service(grpc.GenericRpcHandler):
             if address
         }
         self._upstream: dict[str, Any] = {}
+        self._retentions = limits.Retentions()
         subscriber = "/google.pubsub.v1.Subscriber/"
         self.polls = Polls(
             lambda request: self._send(subscriber + "Pull", request),
@@ -153,7 +154,7 @@ class Service(grpc.GenericRpcHandler):
             self._authorize(call)
             if self.manners.enforce_limits:
                 limits.check(call.name, call.parsed, len(call.request), self.manners.shortest_ack_deadline)
-            response = await (self._pull(call) if call.name == "Pull" else self._send(call.path, call.request))
+            response = await (self._pull(call) if call.name == "Pull" else self._pass(call))
         for rule in call.rules:
             if rule.answer_delay:
                 await asyncio.sleep(rule.answer_delay)
@@ -193,6 +194,12 @@ class Service(grpc.GenericRpcHandler):
         if random.random() < empty:
             return b""
         return await self.polls.pull(call.parsed, min(most, call.parsed.max_messages))
+
+    async def _pass(self, call: _Call) -> bytes:
+        if not self.manners.enforce_limits:
+            return await self._send(call.path, call.request)
+        request = self._retentions.request(call.name, call.parsed, call.request)
+        return self._retentions.response(call.name, await self._send(call.path, request))
 
     async def _send(self, path: str, request: bytes) -> bytes:
         invoke = self._upstream.get(path)
