@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Peer:
         self.pid: int = struct.unpack("3i", credentials)[0]
         self.hello: Event = {}
         self.events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._passed: deque[Event] = deque()  # what came while we waited for a command to be done
 
     def read(self, joined: Callable[[Peer], None]) -> None:
         try:
@@ -50,10 +52,15 @@ class Peer:
     def say(self, **command: Any) -> None:
         self.connection.sendall(json.dumps(command).encode() + b"\n")
 
-    def do(self, what: str, **command: Any) -> list[Event]:
-        """A command, carried out; what was told meanwhile."""
+    def do(self, what: str, **command: Any) -> None:
+        """A command, carried out.
+
+        What is told meanwhile is still there to be waited for: the keeper's answer to a command may come before
+        the worker tells that the command is done.
+        """
         self.say(do=what, **command)
-        return self.until(lambda event: event.get("event") == "done" and event["do"] == what)
+        *passed, _ = self.until(lambda event: event.get("event") == "done" and event["do"] == what)
+        self._passed.extend(passed)
 
     def until(self, wanted: Callable[[Event], bool]) -> list[Event]:
         """Events up to the wanted one, which is the last."""
@@ -61,13 +68,16 @@ class Peer:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
+                event = self._next(max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 raise AssertionError(f"it did not come; there were {events}") from None
             assert event is not None, f"the connection ended; there were {events}"
             events.append(event)
             if wanted(event):
                 return events
+
+    def _next(self, timeout: float) -> Event | None:
+        return self._passed.popleft() if self._passed else self.events.get(timeout=timeout)
 
     def event(self, name: str) -> Event:
         """The next event of this name; those before it are dropped."""
@@ -81,7 +91,7 @@ class Peer:
     def rest(self) -> list[Event]:
         """All events until the connection ends."""
         events = []
-        while (event := self.events.get(timeout=PATIENCE)) is not None:
+        while (event := self._next(PATIENCE)) is not None:
             events.append(event)
         return events
 
@@ -144,11 +154,11 @@ class KeeperBench:
         self.logged(f"worker {worker.name} is ready")
         return worker, client
 
-    def settle(self, worker: Peer, **settings: Any) -> list[Event]:
-        """The worker tells its settings; what it was told meanwhile."""
+    def settle(self, worker: Peer, **settings: Any) -> None:
+        """The worker tells its settings."""
         sources = {"s": {"lease": 30, "ack_deadline": 10, "max_lease": 3600}}
         message = {"op": "settings", "lease_spec": {"kind": "pubsub"}, "sources": sources, "shutdown_timeout": 25}
-        return worker.do("send", message={**message, **settings})
+        worker.do("send", message={**message, **settings})
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
