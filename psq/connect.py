@@ -148,12 +148,12 @@ def checked(url: str) -> str:
     return url
 
 
-def broker_of(url: str, declare: str = "auto") -> Broker:
+def broker_of(url: str, declare: str = "") -> Broker:
     """The broker of a URL; see `connect`.
 
     Args:
         url: The URL.
-        declare: (Pub/Sub) whether topics are made; ``auto``: as the URL says.
+        declare: (Pub/Sub) ``auto``, ``check`` or ``never``, whatever the URL says; "": as that says.
 
     Raises:
         ConfigError: The URL is not valid.

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,14 @@ TOGETHER = 10
 NO_TASK = "psqd-check"
 
 
+@dataclass
+class _Answer:
+    """What the broker said about a queue: warnings, and what we lack, None where it can't tell."""
+
+    warnings: list[str]
+    lacking: list[str] | None
+
+
 class Check:
     """Checks a config and what it names.
 
@@ -40,12 +50,14 @@ class Check:
     Attributes:
         problems: What is wrong, a line each.
         warnings: What works and should be known.
+        blind: The broker can't tell what we may do there.
     """
 
     def __init__(self, file: str, paths: Sequence[str] = (), patience: float = DEFAULT_PATIENCE) -> None:
         self.file, self.paths, self.patience = file, list(paths), patience
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self.blind = False
 
     def run(self) -> int:
         """Check everything; blocking, for at most a few times `patience`.
@@ -106,38 +118,52 @@ class Check:
     def _broker(self, config: Config) -> Broker | None:
         from psq.connect import broker_of
 
-        broker: Broker | None = self._try("broker", broker_of, config.broker)
+        broker: Broker | None = self._try("broker", broker_of, config.broker, config.declares)
         if broker is not None:
             for name in config.queues:
                 self._try(f"queues.{name}", broker.check_queue_name, name)
         return broker
 
     def _queues(self, config: Config, broker: Broker) -> None:
-        """Declare every queue as a start would, but for the copies of broadcast queues: those are the workers' own."""
+        """Declare every queue as a start would, but for the copies of broadcast queues: those are the workers' own.
+
+        Where a deployer makes these, this machine's first one is looked at.
+        """
+        from psqd.worker.members import first_member
+
         refused: dict[str, list[str]] = {}
-        specs = [queue.spec(name) for name, queue in config.queues.items()]
+        specs = []
+        for name, queue in config.queues.items():
+            looked_at = queue.broadcast and config.declares == "check"
+            specs.append(queue.spec(name, first_member(socket.gethostname(), queue.scope) if looked_at else ""))
+        dead = config.declares == "check" and config.storage == "none"
         with ThreadPoolExecutor(TOGETHER, "psqd check") as pool:
             for start in range(0, len(specs), TOGETHER):
                 some = specs[start : start + TOGETHER]
-                waiting = [pool.submit(self._declare, broker, spec) for spec in some]
+                waiting = [pool.submit(self._declare, broker, spec, dead) for spec in some]
                 answers = zip(some, [each.result() for each in waiting], strict=True)
                 if not self._told(broker, answers, refused):
                     break
+        if self.blind:
+            self.warnings.append(f"{self.file}: {broker.url} can't tell what we may do there")
         for said, names in refused.items():  # what is wrong with all of them is told once
             self.wrong(f"queues.{names[0]}", said + (f" (and {len(names) - 1:,} more queues)" if names[1:] else ""))
 
     def _told(
         self,
         broker: Broker,
-        answers: Iterable[tuple[QueueSpec, list[str] | Exception]],
+        answers: Iterable[tuple[QueueSpec, _Answer | Exception]],
         refused: dict[str, list[str]],
     ) -> bool:
         """Sort what the broker said; False where it would say the same of each queue."""
         from psq.errors import BrokerRefused, BrokerUnavailable, ConfigError
 
         for spec, answer in answers:
-            if isinstance(answer, list):
-                self.warnings += [f"{self.file}: queues.{spec.name}: {_one_line(line)}" for line in answer]
+            if isinstance(answer, _Answer):
+                self.warnings += [f"{self.file}: queues.{spec.name}: {_one_line(line)}" for line in answer.warnings]
+                for line in answer.lacking or ():
+                    refused.setdefault(line, []).append(spec.name)
+                self.blind = self.blind or answer.lacking is None
             elif isinstance(answer, BrokerUnavailable):
                 self.wrong("broker", f"{broker.url} can't be reached: {answer}")
                 return False
@@ -148,11 +174,16 @@ class Check:
                 return False
         return True
 
-    def _declare(self, broker: Broker, spec: QueueSpec) -> list[str] | Exception:
+    def _declare(self, broker: Broker, spec: QueueSpec, dead: bool) -> _Answer | Exception:
         from psq.errors import BrokerUnavailable
 
         try:
-            return list(self._in_time(lambda: broker.declare(spec)))
+            if dead:  # a deployer makes their place, too
+                self._in_time(lambda: broker.declare_dead(spec))
+            return _Answer(
+                self._in_time(lambda: broker.declare(spec)),
+                self._in_time(lambda: broker.lacks(spec)),
+            )
         except TimeoutError:
             return BrokerUnavailable(f"no answer in {self.patience:g} s")
         except Exception as error:  # whatever it is, it is what a start would meet

@@ -56,6 +56,11 @@ def _check_broker(value: str) -> str:
     return _check_url(BROKERS, value)
 
 
+def _declare_of(broker: str) -> str:
+    """What the broker's URL says about `declare`, "" for nothing."""
+    return dict(parse_qsl(urlsplit(broker).query)).get("declare", "") if broker.startswith("pubsub:") else ""
+
+
 def _check_storage(value: str) -> str:
     if value == "none":
         return value
@@ -191,12 +196,10 @@ class Config(Section):
     dead_ttl: Annotated[float | None, number(1, 100 * YEAR, nullable=True, later=True)] = key(
         None, "How long dead letters are kept; empty: until they are deleted.", unit="seconds", later=True
     )
-    declare: Annotated[
-        Literal["auto", "check", "never"], choice("auto", "check", "never", later=("check", "never"))
-    ] = key(
+    declare: Annotated[Literal["auto", "check", "never"], choice("auto", "check", "never")] = key(
         "auto",
-        "`auto`: topics and subscriptions are made where they are missing. "
-        "`check` and `never`, for where only a deployer may, are not available yet.",
+        "(Pub/Sub) `auto`: topics and subscriptions are made where they are missing. For where only a deployer may "
+        "make them, with `psq declare -c FILE`: `check` looks at them at the start, `never` asks for nothing.",
         reload="restart",
     )
     task_only: Annotated[bool, flag()] = key(False, "Only functions with `@psq.task` may run.")
@@ -229,9 +232,21 @@ class Config(Section):
                 said = f"names no queue of this file: '{entry.queue}'" + did_you_mean(entry.queue, self.queues)
                 problems.append((("schedule", name, "queue"), said))
             problems.append((("schedule", name), "is not available yet: leave it out"))
+        said_by_url = _declare_of(self.broker)
+        if said_by_url not in ("", self.declare) and self.declare != "auto":
+            problems.append((("declare",), f"is {self.declare}, and the broker's URL says declare={said_by_url}"))
+        if self.declares != "auto":
+            said = f"is for `declare: auto`: with {self.declares} a deployer makes the copies, and they stay"
+            deleted = (name for name, queue in self.queues.items() if queue.broadcast and queue.on_drain == "delete")
+            problems += [(("queues", name, "on_drain"), said) for name in deleted]
         if problems:
             raise problems_error(problems)
         return self
+
+    @property
+    def declares(self) -> str:
+        """What is done about topics and subscriptions: `declare`, or what the broker's URL says instead of auto."""
+        return self.declare if self.declare != "auto" else _declare_of(self.broker) or "auto"
 
     @cached_property
     def hash(self) -> str:

@@ -144,7 +144,7 @@ class QueueConfig(Section):
     )
     hosts: Annotated[
         list[str], texts(_check_host, valid="a list of host names", example="web-1, web-2", each="a host's name")
-    ] = key([], "(broadcast) The hosts that a deployer declares it for.", reload="renew", later=True)
+    ] = key([], "(broadcast) The hosts whose copies `psq declare` makes, for workers that may not make their own.")
     on_drain: Annotated[Literal["keep", "delete"], choice("keep", "delete")] = key(
         "keep",
         "(broadcast) `keep`: what is sent while this worker is away waits for it, for a day. "
@@ -268,8 +268,6 @@ class QueueConfig(Section):
             for name in BROADCAST_KEYS:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     yield (name,), "is for queues of `type: broadcast` only"
-        if self.hosts and (self.broadcast or not self._strict_type):
-            yield ("hosts",), "is not available yet: leave it out"
 
     @model_validator(mode="after")
     def _check(self) -> QueueConfig:

@@ -55,6 +55,8 @@ def check(command: str) -> None:
 def psq() -> None:
     """The `psq` command, after the check."""
     check("psq")
-    from psq.cli.main import main
+    from psq.cli.main import cli, main
+    from psqd.declare import declare
 
+    cli.add_command(declare)  # it reads psqd's config, of which psq knows nothing
     main()

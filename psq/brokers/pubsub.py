@@ -20,7 +20,6 @@ from psq.brokers.pubsub_names import AUTO, HOST, Names, Place, place_from, place
 from psq.brokers.pubsub_publisher import MAX_MESSAGE_BYTES, Publisher
 from psq.brokers.pubsub_receiver import PubSubReceiver, poll_for
 from psq.brokers.pubsub_watch import Watch
-from psq.errors import ConfigError
 from psq.fork import reset_after_fork
 from psq.google.channel import Channel, Target, connections_for
 from psq.google.errors import CallError, broker_error
@@ -250,22 +249,19 @@ def _nobody(result: Any, error: Exception | None) -> None:
     """For acks that nobody waits for."""
 
 
-def from_url(url: str, declare: str = AUTO) -> PubSubBroker:
+def from_url(url: str, declare: str = "") -> PubSubBroker:
     """Make a broker from ``pubsub://PROJECT[?endpoint=…&prefix=…&declare=…]``.
 
     Args:
         url: The URL.
-        declare: What it does where the URL does not say.
+        declare: ``auto``, ``check`` or ``never``, whatever the URL says; "": as that says.
 
     Raises:
-        ConfigError: The URL is not of this form, or says something else.
+        ConfigError: The URL is not of this form.
     """
     place = place_from_url(url)
-    if AUTO not in (declare, place.declare) and declare != place.declare:
-        raise ConfigError(f"{url!r} says declare={place.declare}, and the configuration `declare: {declare}`")
-    mode = place.declare if declare == AUTO else declare
     endpoint = f"{'https' if place.secure else 'http'}://{place.address}"
-    return PubSubBroker(place.project, endpoint=endpoint, prefix=place.prefix, declare=mode)
+    return PubSubBroker(place.project, endpoint=endpoint, prefix=place.prefix, declare=declare or place.declare)
 
 
 def from_clients(publisher: Any, subscriber: Any, project: str, **options: Any) -> PubSubBroker:

@@ -11,10 +11,20 @@ import tempfile
 
 from psq.errors import ConfigError
 
-__all__ = ["Members"]
+__all__ = ["Members", "first_member", "host_label"]
 
 #: Workers of one machine on one broadcast queue, at most.
 MOST = 10_000
+
+
+def host_label(host: str) -> str:
+    """A machine's part of its workers' names."""
+    return re.sub(r"[^a-z0-9-]", "-", host.partition(".")[0].lower()).strip("-") or "host"
+
+
+def first_member(host: str, scope: str) -> str:
+    """The name of a machine's first worker on a broadcast queue, or of the machine where that is what counts."""
+    return host_label(host) if scope == "host" else f"{host_label(host)}-0"
 
 
 class Members:
@@ -29,8 +39,7 @@ class Members:
     """
 
     def __init__(self, broker_url: str, host: str | None = None) -> None:
-        name = (host or socket.gethostname()).split(".")[0].lower()
-        self.host = re.sub(r"[^a-z0-9-]", "-", name).strip("-") or "host"
+        self.host = host_label(host or socket.gethostname())
         where = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
         self._folder = os.path.join(where, f"psqd-{os.getuid()}")
         self._prefix = hashlib.sha256(broker_url.encode()).hexdigest()[:12]

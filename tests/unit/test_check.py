@@ -143,11 +143,13 @@ SCRIPTED = """
         def declare(self, spec):
             assert not spec.member
             return self.answer(spec)
+        def lacks(self, spec):
+            return []
         def close(self):
             pass
         def answer(self, spec):
             ANSWER
-    psq.connect.broker_of = lambda url: Broker()
+    psq.connect.broker_of = lambda url, declare: Broker()
     psq.connect.storage_of = lambda url, broker: None
 """
 

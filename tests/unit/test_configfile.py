@@ -386,11 +386,9 @@ LATER = [
     ("deduplicate: true", "`deduplicate` in queues.default is not available yet: leave it out"),
     ("receive: stream", "`receive` in queues.default is not available yet as `stream`: leave it out"),
     ("serializer: pickle", "`serializer` in queues.default is not available yet as `pickle`: leave it out"),
-    ("type: broadcast, hosts: [web-1]", "`hosts` in queues.default is not available yet: leave it out"),
 ]
 LATER_AT_TOP = [
     ("dead_ttl: 3600", "`dead_ttl` is not available yet: leave it out"),
-    ("declare: never", "`declare` is not available yet as `never`: leave it out"),
     ("secret_key: s3cret", "`secret_key` is not available yet: leave it out"),
     ("secret_key: [new, old]", "`secret_key` is not available yet: leave it out"),
     ("storage: redis://h", "`storage` as redis:// is not available yet: use datastore://, sqlite:// or none"),
