@@ -16,8 +16,8 @@ __all__ = ["HOWS", "hog", "nap"]
 
 #: Python's bytecode; C code that does not let go of the interpreter's lock, twice; a deadlock, which does.
 HOWS = ("python", "regex", "sum", "deadlock")
-#: Of a measured piece of work, for the hogs that can't look at a clock: a little longer than asked rather than shorter.
-MARGIN = 1.15
+#: Seconds of CPU of each call of the hogs that can't look at a clock: longer than the shortest lease.
+CALL = 12.0
 
 
 def hog(how: str, seconds: float | None = None) -> str:
@@ -32,13 +32,13 @@ def hog(how: str, seconds: float | None = None) -> str:
     journal("start", how)
     match how:
         case "python":
-            end = time.monotonic() + (1e9 if seconds is None else seconds)
-            while time.monotonic() < end:
-                pass
+            _until(seconds, lambda: None)
         case "regex":
-            _backtrack(100_000 if seconds is None else _amount(_backtrack, 4, seconds))
+            count = 100_000 if seconds is None else _amount(_backtrack, 4)
+            _until(seconds, lambda: _backtrack(count))
         case "sum":
-            _add(10**10 if seconds is None else _amount(_add, 10**6, seconds))
+            number = 10**10 if seconds is None else _amount(_add, 10**6)
+            _until(seconds, lambda: _add(number))
         case "deadlock":
             lock = get_original("_thread", "allocate_lock")()
             lock.acquire()
@@ -76,10 +76,15 @@ def _add(count: int) -> None:
     sum(range(count))
 
 
-def _amount(work: Callable[[int], None], count: int, seconds: float) -> int:
-    """How much of a work takes so many seconds."""
-    fastest = min(_measured(work, count) for _ in range(3))
-    return int(count * MARGIN * seconds / fastest)
+def _until(seconds: float | None, work: Callable[[], None]) -> None:
+    end = time.monotonic() + (1e9 if seconds is None else seconds)
+    while time.monotonic() < end:
+        work()
+
+
+def _amount(work: Callable[[int], None], count: int) -> int:
+    """How much of a work makes a call of `CALL` seconds."""
+    return int(count * CALL / min(_measured(work, count) for _ in range(3)))
 
 
 def _measured(work: Callable[[int], None], count: int) -> float:
