@@ -15,7 +15,7 @@ test:
 	@scripts/test.sh
 
 test-slow:
-	@venv=$$(scripts/venv.sh tested) && exec "$$venv/bin/python" -m pytest -m slow $(PYTEST_ARGS)
+	@scripts/test.sh slow
 
 lint:
 	@venv=$$(scripts/venv.sh tested) && "$$venv/bin/ruff" check . && "$$venv/bin/ruff" format --check . && "$$venv/bin/lint-imports"

@@ -1,19 +1,23 @@
 #!/bin/sh
-# `make test`: everything but the slow group, in three lanes side by side.
+# `make test` (everything but the slow group) and `make test-slow`, in lanes side by side: most tests wait most of the
+# time. Usage: test.sh [slow]
 #
-#   lane 1   all but unit tests and contracts: real daemons, which mostly wait
-#   lane 2   unit tests and contracts in plain Python
-#   lane 3   unit tests and contracts in a process that gevent has patched, as the daemon's worker is
+#   daemons   all but unit tests and contracts: real daemons. Two lanes, which share the tests (tests/lanes.py)
+#   plain     unit tests and contracts in plain Python
+#   patched   unit tests and contracts in a process that gevent has patched, as the daemon's worker is
+#   others    unit tests and the SQLite contract on Python 3.12 and 3.13, where they are found
 #
-# Lanes 2 and 3 go on with the unit tests and the SQLite contract on Python 3.12 and 3.13, where they are found.
+#   slow      the slow group: three lanes, which share the tests
+#   alone     then those that measure time or CPU so closely that nothing may run beside them (marked `alone`)
 #
-# Three processes, not pytest-xdist, which breaks when it is patched. Lanes 2 and 3 print when they have ended.
-# PYTEST_ARGS is handed to the first run of each lane.
+# The first lane is shown while it runs, the others when all have ended. Separate processes, not pytest-xdist, which
+# breaks when it is patched. PYTEST_ARGS is handed to each run on the tested version.
 set -u
 cd "$(dirname "$0")/.."
 bin=$(scripts/venv.sh tested)/bin || exit 1
 logs=$(mktemp -d) || exit 1
 trap 'rm -rf "$logs"' EXIT
+mkdir "$logs/claims" || exit 1
 
 run() { # in the background, so that a signal is heard at once and handed on
     "$@" &
@@ -21,57 +25,96 @@ run() { # in the background, so that a signal is heard at once and handed on
     wait "$child"
 }
 
-other() { # unit tests and the SQLite contract on another Python
-    used=$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    [ "$1" != "$used" ] || return 0
-    if ! scripts/find-python.sh "$1" >/dev/null; then
-        echo "== not tested: Python $1, which was not found"
-        [ "${CI:-}" != true ]
-        return
-    fi
-    other=$(scripts/venv.sh "$1")/bin || return 1
-    echo "== unit tests and the SQLite contract on Python $1"
-    run "$other/python" -m pytest -p no:cacheprovider -q -m "not slow" -k "unit or sqlite" tests/unit tests/contract
+tests() { # pytest on the tested version
+    # shellcheck disable=SC2086  # PYTEST_ARGS is a list of words
+    run "$bin/python" -m pytest -p no:cacheprovider -q "$@" ${PYTEST_ARGS:-}
+    code=$?
+    [ $code = 5 ] && [ -n "${PYTEST_ARGS:-}" ] && return 0 # it selects no test of this lane
+    return $code
+}
+
+shared() { # tests that several lanes share; with `=`, or pytest takes the folder for a root
+    tests -p tests.lanes "--lanes=$logs/claims" "$@"
+}
+
+daemons() {
+    shared -m "not slow" --ignore=tests/unit --ignore=tests/contract
 }
 
 plain() {
-    child=
-    trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
-    status=0
-    echo "== unit tests and contracts in plain Python"
-    # shellcheck disable=SC2086  # PYTEST_ARGS is a list of words
-    run "$bin/python" -m pytest -p no:cacheprovider -q -m "not slow" ${PYTEST_ARGS:-} tests/unit tests/contract || status=1
-    other 3.12 || status=1
-    return $status
+    tests -m "not slow" tests/unit tests/contract
 }
 
 patched() {
-    child=
-    trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
+    tests -p tests.patched -m "not slow and not unpatched" tests/unit tests/contract
+}
+
+others() {
+    used=$("$bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     status=0
-    echo "== unit tests and contracts in a process that gevent has patched"
-    # shellcheck disable=SC2086
-    run "$bin/python" -m pytest -p tests.patched -p no:cacheprovider -q -m "not slow and not unpatched" \
-        ${PYTEST_ARGS:-} tests/unit tests/contract || status=1
-    other 3.13 || status=1
+    for version in 3.12 3.13; do
+        [ "$version" != "$used" ] || continue
+        if ! scripts/find-python.sh "$version" >/dev/null; then
+            echo "not tested: Python $version, which was not found"
+            [ "${CI:-}" != true ] || status=1
+            continue
+        fi
+        echo "Python $version"
+        other=$(scripts/venv.sh "$version")/bin || { status=1; continue; }
+        run "$other/python" -m pytest -p no:cacheprovider -q -m "not slow" -k "unit or sqlite" tests/unit tests/contract ||
+            status=1
+    done
     return $status
 }
 
-plain >"$logs/plain" 2>&1 &
-second=$!
-patched >"$logs/patched" 2>&1 &
-third=$!
-# An interrupt ends all lanes; each pytest ends the emulators that it started.
-trap 'kill "$second" "$third" 2>/dev/null; wait "$second" "$third"; rm -rf "$logs"; exit 130' INT TERM
-status=0
-echo "== real daemons, and all that is neither a unit test nor a contract"
+slow() {
+    shared -m "slow and not alone"
+}
+
+alone() {
+    tests -m "slow and alone"
+}
+
+lane() { # lane NAME FUNCTION: in the background, into a file
+    (
+        child=
+        trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
+        "$2"
+    ) >"$logs/$1" 2>&1 &
+    lanes="$lanes $1"
+    pids="$pids $!"
+}
+
+lanes= pids= child= status=0
+# An interrupt ends all lanes; each pytest ends the servers that it started.
 # shellcheck disable=SC2086
-"$bin/python" -m pytest -m "not slow" --ignore=tests/unit --ignore=tests/contract ${PYTEST_ARGS:-} || status=1
-wait "$second" || status=1
-wait "$third" || status=1
-echo
-cat "$logs/plain"
-echo
-cat "$logs/patched"
-[ $status = 0 ] || echo "make test: FAILED" >&2
+trap 'kill $child $pids 2>/dev/null; wait; rm -rf "$logs"; exit 130' INT TERM
+case "${1:-}" in
+    slow)
+        lane slow-2 slow
+        lane slow-3 slow
+        first=slow
+        ;;
+    *)
+        lane daemons-2 daemons
+        lane plain plain
+        lane patched patched
+        lane others others
+        first=daemons
+        ;;
+esac
+echo "== $first"
+"$first" || status=1
+for pid in $pids; do
+    wait "$pid" || status=1
+done
+for name in $lanes; do
+    printf '\n== %s\n' "$name"
+    cat "$logs/$name"
+done
+if [ "${1:-}" = slow ]; then
+    printf '\n== alone\n'
+    alone || status=1
+fi
+[ $status = 0 ] || echo "make test${1:+-$1}: FAILED" >&2
 exit $status
