@@ -48,7 +48,7 @@ class Message:
         soft_time_limit: Seconds, or None: the queue's own.
         reply: Identity of the storage where the sender reads results (`Storage.identity`), "" for none.
         strikes: One record for each start that never ended because its worker died:
-            ``{"signal": "SIGKILL", "host": …, "at": unix time}``.
+            ``{"signal": "SIGKILL", "host": …, "at": unix time}``, with ``"last": True`` if no other started later.
     """
 
     id: str
@@ -239,7 +239,7 @@ def decode(data: bytes) -> Message:
     return message
 
 
-def add_strike(data: bytes, *, signal: str, host: str, at: float) -> bytes:
+def add_strike(data: bytes, *, signal: str, host: str, at: float, last: bool = False) -> bytes:
     """The same message with one more strike; used by the keeper.
 
     Args:
@@ -247,10 +247,14 @@ def add_strike(data: bytes, *, signal: str, host: str, at: float) -> bytes:
         signal: What killed the worker, ``SIGKILL`` or ``exit 1``.
         host: The machine's name.
         at: Unix time of the death, seconds.
+        last: It was the last task of its worker to start.
 
     Raises:
         MessageInvalid: Not a message of ours.
     """
     message = decode(data)
-    message.strikes = [*message.strikes, {"signal": signal, "host": host, "at": at}]
+    strike: dict[str, Any] = {"signal": signal, "host": host, "at": at}
+    if last:
+        strike["last"] = True
+    message.strikes = [*message.strikes, strike]
     return encode(message)

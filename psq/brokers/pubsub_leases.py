@@ -199,7 +199,7 @@ def _strikes(
     size = 0
     for key, document in items:
         try:
-            struck = add_strike(document, signal=record["signal"], host=record["host"], at=record["at"])
+            struck = add_strike(document, **record)
             names = attributes(decode(struck))
         except MessageInvalid:
             spoiled.append(key)

@@ -198,7 +198,6 @@ class Strike(_Held):
         return [work._write(tx) for work in works]
 
     def _write(self, tx: Transaction) -> list[str]:
-        signal, host, at = str(self.record["signal"]), str(self.record["host"]), float(self.record["at"])
         left = []
         for key in self.keys:
             row = tx.connection.execute(f"SELECT seq, body FROM message WHERE {_IS_HELD}", {"key": key}).fetchone()
@@ -206,7 +205,7 @@ class Strike(_Held):
                 left.append(key)
                 continue
             try:
-                document = add_strike(row[1], signal=signal, host=host, at=at)
+                document = add_strike(row[1], **self.record)
             except MessageInvalid:  # it was never called, so it can't have killed anybody
                 left.append(key)
                 continue

@@ -201,6 +201,8 @@ class Keeper:
                 self._log.info(f"worker {worker.pid} is ready")
             case "stopping":
                 worker.stopping = True
+            case "trial":
+                worker.trial_pid = int(message.get("pid") or 0)
 
     def _set(self, worker: Worker, settings: Settings) -> None:
         worker.settings = settings
@@ -253,7 +255,9 @@ class Keeper:
         backs = struck = unstruck = 0
         if worker.leases is not None and len(worker.leases):
             returns = Returns(worker.leases.client, self._loop.wake)
-            backs, struck, unstruck = returns.add(worker.leases.held(), worker.link.state, record)
+            backs, struck, unstruck = returns.add(
+                worker.leases.held(), worker.link.state, record, worker.link.last_started()
+            )
             self._returns.append(returns)
         self._loop.unwatch(worker.link.control_fd)
         worker.link.close()

@@ -40,8 +40,9 @@ SLOTS = 1 << 20
 #: (slot, lease key, lease until, document or None).
 Lease = tuple[int, str, float, "bytes | None"]
 
-_HEADER = 64  # the heartbeat, and room to grow
+_HEADER = 64  # the heartbeat, the last slot that started, and room to grow
 _BEAT = struct.Struct("d")
+_LAST, _LAST_AT = struct.Struct("q"), 8
 _LENGTH = struct.Struct("<I")
 _PIPE_BYTES = 1 << 20  # Linux gives an unprivileged process no more (fs.pipe-max-size)
 _READ_BYTES = 1 << 20
@@ -93,6 +94,7 @@ class KeeperEnd:
         self._buffer = bytearray(_READ_BYTES)
         self._filled = 0  # of the buffer: the beginning of a frame that is not whole yet
         self._closed = False
+        _LAST.pack_into(self._memory, _LAST_AT, -1)
         _BEAT.pack_into(self._memory, 0, time.monotonic())  # the worker's start is its first sign of life
 
     @property
@@ -115,6 +117,11 @@ class KeeperEnd:
     def state(self, slot: int) -> int:
         """FREE, STARTED or ENDED. True to the last instruction of a worker that is dead."""
         return self._memory[_HEADER + slot]
+
+    def last_started(self) -> int:
+        """The slot that started last, -1 for none; it may have ended. Who dies at once is the last to start."""
+        slot: int = _LAST.unpack_from(self._memory, _LAST_AT)[0]
+        return slot
 
     def read_leases(self) -> tuple[list[tuple[Any, ...]], int, bool]:
         """Read what there is, up to a megabyte.
@@ -279,6 +286,7 @@ class WorkerEnd:
     def mark_started(self, slot: int) -> None:
         """The function is about to be called: if this process dies now, that is a strike."""
         self.memory[self.offset + slot] = STARTED
+        _LAST.pack_into(self.memory, _LAST_AT, slot)
 
     def mark_ended(self, slot: int) -> None:
         """The function is over: if this process dies now, the lease is just given back."""

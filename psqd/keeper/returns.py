@@ -92,6 +92,7 @@ class Returns:
         held: Mapping[str, Sequence[HeldLease]],
         state: Callable[[int], int],
         record: Mapping[str, Any] | None,
+        last: int = -1,
     ) -> tuple[int, int, int]:
         """Send all back that a worker held.
 
@@ -99,6 +100,7 @@ class Returns:
             held: `Leases.held()` of the worker that is dead.
             state: Of a slot, as the worker left it.
             record: What a strike says of the death; None: nothing is struck.
+            last: The slot that started last, of which its strike tells so; -1 for none.
 
         Returns:
             How many are given back, how many are struck, and how many of those given back had started
@@ -120,7 +122,8 @@ class Returns:
                     back.append(lease)
             backs += len(back)
             strikes += len(strike)
-            self._waiting += self._batches(source, strike, record)
+            for some, says in _apart(strike, record, last):
+                self._waiting += self._batches(source, some, says)
             self._waiting += self._batches(source, back, None)
         self.run()
         return backs, strikes, unstruck
@@ -221,3 +224,12 @@ class Returns:
             self._waiting.append(batch)
         else:  # by now they come again by themselves
             self.left += len(batch.items)
+
+
+def _apart(
+    leases: Sequence[HeldLease], record: Mapping[str, Any] | None, last: int
+) -> Iterator[tuple[list[HeldLease], Mapping[str, Any] | None]]:
+    """What is struck, with what each strike says: of the task that started last, that it did."""
+    yield [lease for lease in leases if lease[0] != last], record
+    if record is not None:
+        yield [lease for lease in leases if lease[0] == last], {**record, "last": True}

@@ -100,6 +100,7 @@ class Worker:
         unborn_stop: It was told to stop before it told its settings.
         ending: Why we end it, "" while we don't.
         kill_at: Monotonic instant of the SIGKILL that follows, `inf` for none.
+        trial_pid: Of the process that it has for suspects, in a group of its own; 0 for none.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], link: KeeperEnd, now: float) -> None:
@@ -113,6 +114,7 @@ class Worker:
         self.ready = self.stopping = self.unborn_stop = False
         self.ending = ""
         self.kill_at = inf
+        self.trial_pid = 0
         self._suspect, self._suspected_at = -inf, -inf
 
     @classmethod
@@ -197,9 +199,14 @@ class Worker:
         return Ended(code)
 
     def _kill_group(self) -> None:
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+        if self._process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Of the worker's session, or by now it is somebody else's id
+            if self.trial_pid and os.getsid(self.trial_pid) == self.pid:
+                os.killpg(self.trial_pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def stalled(self, now: float, confirm: float = 1.0) -> bool:
         """True when its hub stands still for longer than it may.

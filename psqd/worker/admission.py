@@ -1,4 +1,4 @@
-"""What may run now: decoded, due, not a killer of workers, and a function that the operator named."""
+"""What may run now: decoded, due, and a function that the operator named."""
 
 from __future__ import annotations
 
@@ -54,14 +54,9 @@ class Admission:
             return unreadable(delivery, self._queue), Dead("undecodable", f"MessageInvalid: {error}")
 
     def wait(self, message: Message) -> Outcome | None:
-        """The outcome of a message that is early, or struck; None: it may run."""
+        """The outcome of a message that is early; None: it may run."""
         if message.due_at is not None and (left := message.due_at - time.time()) > 0:
             return Later(left)
-        limit = self._runtime.max_strikes
-        if limit and len(message.strikes) >= limit:
-            last = message.strikes[-1]
-            text = f"its worker died {len(message.strikes)} times while it ran, last of {last.get('signal')}"
-            return Dead("worker died", text, deaths=message.strikes)
         return None
 
     def function(self, message: Message) -> Resolved | Outcome:

@@ -26,6 +26,8 @@ MAX_PREFETCH = 1000
 RISES, FALLS = 10, 50
 #: What waited so long for a slot is given back, seconds.
 PATIENCE = 2.0
+#: What waited so long to run alone is given back for a while: others may have time for it; seconds.
+TRIAL_PATIENCE, TRIAL_PAUSE = 10.0, 1.0
 #: Time for which pulls in flight may answer when a queue stops, seconds: cancelled ones strand messages for a lease.
 GRACE = 0.5
 #: Tasks that have run and whose state or next attempt is refused for now: with more, nothing is received.
@@ -63,7 +65,7 @@ class Consumer:
     ) -> None:
         self.name, self.config, self.spec, self.runtime = name, config, spec, runtime
         self.counters = QueueCounters()
-        self.executor = Executor(name, config, runtime, invocation, self.counters, self._again)
+        self.executor = Executor(name, config, runtime, invocation, self.counters, self._again, self._ended_one)
         self.pool = Pool(name, config.concurrency, self._run)
         self.receiver: Receiver | None = None
         self.state, self.problem = "stopped", ""
@@ -91,8 +93,8 @@ class Consumer:
 
     @property
     def running(self) -> int:
-        """Tasks that run."""
-        return self.pool.running
+        """Tasks that run, those that run apart included."""
+        return self.pool.running + self.executor.apart
 
     @property
     def prefetched(self) -> int:
@@ -101,8 +103,8 @@ class Consumer:
 
     @property
     def held(self) -> int:
-        """Deliveries that run or wait for a slot."""
-        return self.pool.running + len(self.pool.ready)
+        """Deliveries that run, wait for a slot, or for their turn to run alone."""
+        return self.running + len(self.pool.ready) + self.runtime.trials.waiting(self.executor)
 
     # life
 
@@ -182,7 +184,7 @@ class Consumer:
         """
         receiver, self.receiver = self.receiver, None
         self.state = state
-        self.runtime.held.give_back(self._take_back())
+        self.runtime.held.give_back([*self._take_back(), *self.runtime.trials.take_back(self.executor)])
         if receiver is not None:
             self._stopped = Event()
             receiver.stop(GRACE, self._stopped.set)
@@ -198,7 +200,7 @@ class Consumer:
 
     def _watch_idle(self, stopped: Event, idle: Event) -> None:
         stopped.wait()
-        while self.idle is idle and self.pool.running:
+        while self.idle is idle and self.running:
             self.ended.clear()
             self.ended.wait()
         idle.set()
@@ -214,7 +216,7 @@ class Consumer:
 
     def drop(self, delivery: Delivery) -> bool:
         """Its lease is lost: let go of it, if it waits for a slot. False where it runs, or is not of this consumer."""
-        if not self.pool.discard(delivery):
+        if not self.pool.discard(delivery) and not self.runtime.trials.discard(delivery):
             return False
         self.runtime.held.release(delivery)
         return True
@@ -263,6 +265,9 @@ class Consumer:
     def _run(self, delivery: Delivery) -> None:
         self.executor.run(delivery)
         self._finished += 1
+        self._ended_one()
+
+    def _ended_one(self) -> None:
         if self.receiver is None:  # it drains or pauses: somebody may wait for the last task
             self.ended.set()
         else:
@@ -300,6 +305,8 @@ class Consumer:
         if late := self._take_back(now - PATIENCE):
             self.runtime.held.give_back(late)
             log.info("queue %s: %d tasks waited %g s for a slot; others may have them", self.name, len(late), PATIENCE)
+        if late := self.runtime.trials.take_back(self.executor, now - TRIAL_PATIENCE):
+            self.runtime.held.park(late, TRIAL_PAUSE)
         if rate or before or self._prefetch or self.executor.stuck:  # also when there was room and is none any more
             self._ask()
         return bool(rate or self.held or self.executor.stuck)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ from psqd.worker.runtime import Runtime
 from psqd.worker.scheduler import Scheduler, Sweeper
 from psqd.worker.service import Service
 from psqd.worker.stall import Stall
+from psqd.worker.threads import Threads
+from psqd.worker.trial_process import TrialProcess
+from psqd.worker.trials import Trials
 
 __all__ = ["Daemon", "Parts"]
 
@@ -41,8 +44,6 @@ LAST_STEPS = 2.0
 LAST_CALLS = 1.0
 #: Bytes of results that may wait for the storage: with more, nothing is received.
 MAX_PENDING = 64 << 20
-#: Native threads for blocking calls: this many beside one for each task, and at most.
-SPARE_THREADS, MOST_THREADS = 16, 256
 
 log = logging.getLogger("psqd")
 
@@ -62,6 +63,7 @@ class Parts:
     make_allowed: Callable[[Config], Allowed]
     allowed: Allowed
     queue: Any = None
+    argv: Sequence[str] = ()
 
 
 class Daemon:
@@ -103,6 +105,9 @@ class Daemon:
             self.config.unknown_function_grace,
             self.config.max_prefetch_bytes,
         )
+        self.runtime.trials = Trials(
+            held, TrialProcess(parts.argv, self._tell_trial, lambda: self.config.hub_stall_limit)
+        )
         self.queues = QueueFactory(self.broker, self.storage, Members(self.broker.url), parts.queue)
         self.services: list[Service] = [self.stall]
         if self.storage is not None:
@@ -111,6 +116,7 @@ class Daemon:
                 self.services.append(Scheduler(self.broker, self.storage, self.runtime.worker))
         self.reloads = Reloader(self)
         self.web: Any = None
+        self.threads = Threads(get_hub().threadpool)
         self._commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._ticked_at = 0.0
         self._told_ready = True  # False: it was told that it is not, yet
@@ -202,10 +208,13 @@ class Daemon:
             }
         )
 
+    def _tell_trial(self, pid: int) -> None:
+        """The keeper ends this process when we die."""
+        self.link.send({"op": "trial", "pid": pid})
+
     def size_threads(self, config: Config) -> None:
-        """Tasks that block in C (Google clients, DNS) take threads that acks and results need too."""
-        wanted = SPARE_THREADS + sum(queue.concurrency for queue in config.queues.values())
-        get_hub().threadpool.maxsize = min(MOST_THREADS, wanted)
+        """A native thread for each task that may block in C."""
+        self.threads.size(sum(queue.concurrency for queue in config.queues.values()))
 
     def serve_http(self, config: Config) -> None:
         """Start, stop or move the HTTP server, as the config says."""
@@ -236,6 +245,7 @@ class Daemon:
             self._ticked_at = now
             if not self._told_ready and not any(consumer.problem for consumer in self.consumers.values()):
                 self._tell_ready()
+            self.threads.look(now)
             self.broker.tick()
             if self.storage is not None:
                 self.storage.tick()
@@ -307,12 +317,14 @@ class Daemon:
             stopped.wait(max(0.0, deadline - time.monotonic()))
         for consumer in consumers:
             consumer.pool.join(deadline - time.monotonic())
+        self.runtime.trials.join(deadline - time.monotonic())
         left = [consumer for consumer in consumers if consumer.running]
         if left:
             log.warning(
                 "%d tasks did not end in time: interrupted and given back", sum(consumer.running for consumer in left)
             )
             end = time.monotonic() + last_steps / 2
+            self.runtime.trials.interrupt("the worker stops")
             gevent.joinall([gevent.spawn(c.pool.kill, end - time.monotonic()) for c in left])
         self._settle(time.monotonic() + last_steps / 2)
         self._give_up(max(began + timeout, time.monotonic()) + LAST_CALLS)
@@ -338,6 +350,7 @@ class Daemon:
 
     def _give_up(self, deadline: float) -> None:
         """Close everything. Nothing is waited for beyond the deadline: broker or storage may be away."""
+        self.runtime.trials.close()
         jobs = [gevent.spawn(service.stop, 0.5) for service in self.services]
         if self.web is not None:
             jobs.append(gevent.spawn(self.web.stop, 0.5))

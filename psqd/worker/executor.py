@@ -27,7 +27,6 @@ from functools import partial
 import gevent
 
 from psq.brokers.base import Delivery, Outgoing
-from psq.context import TaskContext
 from psq.errors import StorageRefused, TaskInterrupted
 from psq.functions import Resolved
 from psq.message import Message, attributes, decode, encode
@@ -40,15 +39,16 @@ from psqd.worker.counters import QueueCounters
 from psqd.worker.early import acked_early
 from psqd.worker.invocation import Invocation
 from psqd.worker.outcome import Dead, Failed, Finished, Hold, Interrupted, Later, Outcome, Retried
-from psqd.worker.records import error_text
+from psqd.worker.records import error_text, task_context
 from psqd.worker.runtime import Runtime
 from psqd.worker.steps import BUG_PAUSE, Attempt, Steps
+from psqd.worker.trials import Suspect
 
 __all__ = ["Executor"]
 
 #: What is due within this many seconds is held, not parked: leases have whole seconds on Pub/Sub.
 HOLD_IN_MEMORY = 1.0
-#: Pause of a second struck task while one runs, seconds.
+#: Pause of a task that is to run alone while too many such wait, seconds.
 STRUCK_PAUSE = 1.0
 #: Seconds for one publish of a retry, end to end; it is repeated after a pause.
 PUBLISH_TIMEOUT = 30.0
@@ -65,7 +65,11 @@ class Executor:
         runtime: What the worker's parts share.
         invocation: Calls its functions.
         counters: Counts.
-        again: Takes a delivery back into the pool when it is due.
+        again: Takes a delivery back into the pool.
+        ended: Called when a task has ended that ran apart from the pool.
+
+    Attributes:
+        apart: Tasks that run apart from the pool.
     """
 
     def __init__(
@@ -76,9 +80,11 @@ class Executor:
         invocation: Invocation,
         counters: QueueCounters,
         again: Callable[[Delivery], None],
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.config, self.runtime, self.invocation = name, config, runtime, invocation
-        self.counters, self._again = counters, again
+        self.counters, self.again, self._ended = counters, again, ended
+        self.apart = 0
         self._steps = Steps(name, config, runtime, counters)
         self._admission = Admission(name, runtime)
         self._told_reply = False
@@ -93,10 +99,27 @@ class Executor:
         self.config = self._steps.config = config
         self.invocation = invocation
 
+    @property
+    def keeps_results(self) -> bool:
+        """Whether the result of a finished task is stored."""
+        return self.runtime.storage is not None and FINISHED in self.config.store_on_status
+
     def run(self, delivery: Delivery) -> None:
         """One delivery, to its outcome. Never raises."""
+        self._to_its_end(delivery, self._run)
+
+    def run_apart(self, attempt: Attempt, resolved: Resolved, call: Callable[[Attempt], Outcome]) -> None:
+        """One task, to its outcome, with `call` in place of the call of its function. Never raises."""
+        self.apart += 1
         try:
-            attempt, outcome = self._run(delivery)
+            self._to_its_end(attempt.delivery, lambda _: (attempt, self._start(attempt, resolved, call)))
+        finally:
+            self.apart -= 1
+            self._ended()
+
+    def _to_its_end(self, delivery: Delivery, run: Callable[[Delivery], tuple[Attempt, Outcome | None]]) -> None:
+        try:
+            attempt, outcome = run(delivery)
             if outcome is not None:
                 self._settle(attempt, outcome)
         except TaskInterrupted:  # while it waited for its early ack
@@ -119,17 +142,24 @@ class Executor:
         resolved = self._admission.function(message)
         if not isinstance(resolved, Resolved):
             return attempt, resolved
-        if len(message.strikes) < 2:
-            return attempt, self._start(attempt, resolved)
-        if not self.runtime.struck.acquire(blocking=False):
-            return attempt, Hold(STRUCK_PAUSE, "another task that killed its worker runs")
-        try:
-            return attempt, self._start(attempt, resolved)
-        finally:
-            self.runtime.struck.release()
+        trials, limit = self.runtime.trials, self.runtime.max_strikes
+        if message.strikes and trials.is_suspect(message, limit):
+            if trials.add(Suspect(self, attempt, resolved, limit)):
+                return attempt, None
+            return attempt, Hold(STRUCK_PAUSE, "too many wait that are to run alone")
+        return attempt, self._start(attempt, resolved, partial(self._call, resolved))
 
-    def _start(self, attempt: Attempt, resolved: Resolved) -> Outcome | None:
-        """Call the function; None where it was left to others."""
+    def _call(self, resolved: Resolved, attempt: Attempt) -> Outcome:
+        """Call the function, in this greenlet."""
+        held, delivery, task = self.runtime.held, attempt.delivery, attempt.task
+        assert task is not None
+        held.started(delivery)
+        outcome = self.invocation.run(attempt.message, task, resolved, has_tags(delivery.data))
+        held.ended(delivery)
+        return outcome
+
+    def _start(self, attempt: Attempt, resolved: Resolved, call: Callable[[Attempt], Outcome]) -> Outcome | None:
+        """Have the function called; None where it was left to others."""
         delivery, message, runtime = attempt.delivery, attempt.message, self.runtime
         if self.config.ack == "early" and not acked_early(delivery, runtime, self.counters):
             return None
@@ -138,28 +168,14 @@ class Executor:
         began = time.time()
         attempt.waited = began - (message.due_at or message.enqueued_at)
         self.counters.wait.observe(attempt.waited)
-        attempt.task = TaskContext(
-            message.id,
-            message.function,
-            self.name,
-            attempt=message.attempt,
-            run=message.run,
-            retries=self.invocation.policy(message, resolved).retries,
-            enqueued_at=message.enqueued_at,
-            due_at=message.due_at,
-            started_at=began,
-            redelivered=delivery.redelivered,
-            strikes=message.strikes,
-            worker=runtime.worker,
-        )
+        retries = self.invocation.policy(message, resolved).retries
+        attempt.task = task_context(message, self.name, retries, delivery.redelivered, runtime.worker)
         if message.strikes:
             self._tell_strikes(message)
         if runtime.task_log.all:
             runtime.task_log.started(message, self.name, attempt.waited)
         self._steps.note(attempt, STARTED)
-        runtime.held.started(delivery)
-        outcome = self.invocation.run(message, attempt.task, resolved, has_tags(delivery.data))
-        runtime.held.ended(delivery)
+        outcome = call(attempt)
         ended = time.time()
         attempt.ran = ended - began
         self.counters.run.observe(attempt.ran)
@@ -188,12 +204,13 @@ class Executor:
 
     def _finished(self, attempt: Attempt, outcome: Finished) -> None:
         runtime = self.runtime
-        if runtime.storage is None or FINISHED not in self.config.store_on_status:
+        if not self.keeps_results:
             self._steps.ack(attempt.delivery)
         else:
             record = self._steps.record(attempt, FINISHED)
             try:
-                record.result = dump_bytes(outcome.value, f"the result of {attempt.message.function}")
+                what = f"the result of {attempt.message.function}"
+                record.result = dump_bytes(outcome.value, what) if outcome.dumped is None else outcome.dumped
             except Exception as error:  # also what a value's own methods raise
                 self._failed(attempt, Failed(error_document(error)))
                 return
@@ -236,7 +253,7 @@ class Executor:
         delivery, message, runtime = attempt.delivery, attempt.message, self.runtime
         broker, storage, due = runtime.broker, runtime.storage, message.due_at
         if seconds <= HOLD_IN_MEMORY:
-            gevent.spawn_later(max(0.0, seconds), self._again, delivery)
+            gevent.spawn_later(max(0.0, seconds), self.again, delivery)
         elif (
             seconds > broker.max_park
             and due is not None
@@ -281,10 +298,11 @@ class Executor:
         """So that a killer of workers can be found: its own lines may have died with them."""
         limit, count = self.runtime.max_strikes, len(message.strikes)
         log.warning(
-            "task %s of queue %s (%s) starts again: its worker died %d time%s while it ran, last of %s%s",
+            "task %s of queue %s (%s) starts again%s: its worker died %d time%s while it ran, last of %s%s",
             message.id,
             self.name,
             message.function,
+            ", alone" if self.apart else "",
             count,
             "s"[: count != 1],
             message.strikes[-1].get("signal"),

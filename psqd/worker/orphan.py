@@ -50,6 +50,7 @@ class Orphan:
         log.error("the keeper is gone: everything is given back and the worker ends")
         for consumer in daemon.consumers.values():
             consumer.pause("draining")
+        daemon.runtime.trials.interrupt("the keeper is gone")
         held = daemon.runtime.held
         held.give_back(held.everything())
         deadline = time.monotonic() + GIVE_BACK

@@ -11,9 +11,10 @@ __all__ = ["Dead", "Failed", "Finished", "Hold", "Interrupted", "Later", "Outcom
 
 @dataclass(slots=True, frozen=True)
 class Finished:
-    """It returned a value."""
+    """It returned a value. `dumped`: in a process of its own, which sent the value as it is stored."""
 
     value: Any
+    dumped: bytes | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -11,7 +11,7 @@ from psq.context import TaskContext
 from psq.message import Message
 from psq.storages.base import TERMINAL, TaskRecord
 
-__all__ = ["error_text", "record_of"]
+__all__ = ["error_text", "record_of", "task_context"]
 
 
 def error_text(error: Mapping[str, Any]) -> str:
@@ -51,4 +51,32 @@ def record_of(
         finished_at=now if terminal else None,
         worker=worker,
         expires_at=now + result_ttl,
+    )
+
+
+def task_context(
+    message: Message, queue: str, retries: int | None, redelivered: bool | None, worker: str
+) -> TaskContext:
+    """What a task that starts now sees as `current_task`.
+
+    Args:
+        message: The task.
+        queue: Name of the queue it came from.
+        retries: It has in all; None: no limit.
+        redelivered: Where the broker knows, else None.
+        worker: ``host:pid``.
+    """
+    return TaskContext(
+        message.id,
+        message.function,
+        queue,
+        attempt=message.attempt,
+        run=message.run,
+        retries=retries,
+        enqueued_at=message.enqueued_at,
+        due_at=message.due_at,
+        started_at=time.time(),
+        redelivered=redelivered,
+        strikes=message.strikes,
+        worker=worker,
     )

@@ -7,14 +7,13 @@ import socket
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gevent.lock import BoundedSemaphore
-
 from psq.brokers.base import Broker, DeadLetters
 from psq.functions import Allowed
 from psq.message import Message
 from psq.storages.base import Storage
 from psqd.worker.held import Held
 from psqd.worker.stall import Stall
+from psqd.worker.trials import Trials
 
 __all__ = ["Runtime", "TaskLog"]
 
@@ -59,7 +58,7 @@ class Runtime:
         worker: ``host:pid``.
         prefetch_share: What each queue may prefetch of what it could start within a second, 0 to 1.
         choked: More results than fit in memory wait for the storage: nothing is received meanwhile.
-        struck: Held by the one task with two strikes or more that runs.
+        trials: Of the tasks whose workers died so often that they run alone.
     """
 
     broker: Broker
@@ -73,9 +72,12 @@ class Runtime:
     unknown_function_grace: float
     max_prefetch_bytes: int
     worker: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
-    struck: BoundedSemaphore = field(default_factory=BoundedSemaphore)
+    trials: Trials = field(init=False)
     prefetch_share: float = 1.0
     choked: bool = False
+
+    def __post_init__(self) -> None:
+        self.trials = Trials(self.held)
 
     def share_prefetch(self, wanted: float) -> None:
         """Keep what waits for a slot, in all queues together, within `max_prefetch_bytes`.

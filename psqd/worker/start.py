@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from psqd.keeper.link import WorkerEnd
 from psqd.worker import logs
 from psqd.worker.contexts import check_contexts
 from psqd.worker.daemon import REFUSED, Daemon, Parts
+from psqd.worker.trial import Trial, alone
 
 __all__ = ["main"]
 
@@ -48,8 +50,10 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _arguments(argv)
     _signals()
+    if arguments.trial is not None:
+        alone()
     link = WorkerEnd.from_environment(os.environ)
-    if link is None:
+    if link is None and arguments.trial is None:
         _complain("psqd.worker is started by psqd (or psqworker), not by hand")
         return BAD_CONFIG
     try:
@@ -61,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
         _complain(f"psqd: {error}")
         return REFUSED
     get_hub().start_periodic_monitoring_thread()
+    if arguments.trial is not None:
+        return _try(parts, arguments.trial)
+    parts.argv = argv
     try:
         code = Daemon(parts).run()
     except ConfigError as error:  # the port of http.bind is taken
@@ -71,6 +78,14 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
+def _try(parts: Parts, link: int) -> int:
+    """Be the process for suspects."""
+    Trial(parts, socket.socket(fileno=link), f"{socket.gethostname()}:{os.getpid()}").serve()
+    parts.logs.close(1.0)
+    _end_in_any_case(0)
+    return 0
+
+
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="psqd.worker")
     which = parser.add_mutually_exclusive_group(required=True)
@@ -79,6 +94,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--path", action="append", default=[], help="folder put first on sys.path")
     parser.add_argument("--import", dest="imports", action="append", default=[], help="module that tasks may live in")
     parser.add_argument("--concurrency", type=int, default=None, help="tasks at a time")
+    parser.add_argument("--trial", type=int, help=argparse.SUPPRESS)  # a descriptor: see psqd.worker.trial
     return parser.parse_args(argv)
 
 
@@ -106,7 +122,7 @@ def _put_on_path(folders: Sequence[str]) -> None:
     sys.path[:] = [*first, *(folder for folder in sys.path if folder not in first)]
 
 
-def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
+def _from_file(arguments: argparse.Namespace, link: WorkerEnd | None) -> Parts:
     path = arguments.config
 
     def load() -> Config:
@@ -119,7 +135,9 @@ def _from_file(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _parts_of(config: Config, arguments: argparse.Namespace, load: Callable[[], Config], link: WorkerEnd) -> Parts:
+def _parts_of(
+    config: Config, arguments: argparse.Namespace, load: Callable[[], Config], link: WorkerEnd | None
+) -> Parts:
     _put_on_path([*arguments.path, *config.path])
     handle = logs.setup(config.logging, "psqd")
     broker, storage = broker_of(config.broker, config.declares), storage_of(config.storage, config.broker)
@@ -140,7 +158,7 @@ def _allowed(config: Config) -> Allowed:
     return Allowed(config.imports, task_only=config.task_only)
 
 
-def _from_queue(arguments: argparse.Namespace, link: WorkerEnd) -> Parts:
+def _from_queue(arguments: argparse.Namespace, link: WorkerEnd | None) -> Parts:
     paths = arguments.path or [os.getcwd()]
     _put_on_path(paths)
     queue = _find_queue(arguments.queue)

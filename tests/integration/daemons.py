@@ -37,6 +37,8 @@ class Psqd:
         self._environment = environment
         self.configure(config)
         self.process: subprocess.Popen[str] | None = None
+        #: A command that becomes the daemon.
+        self.prefix: Sequence[str] = ()
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write its file."""
@@ -54,7 +56,7 @@ class Psqd:
     def start(self, *, wait: bool = True) -> Psqd:
         """Start it, and wait until it is ready."""
         environment = self.site.environment(**self._environment)
-        command = self.command()
+        command = [*self.prefix, *self.command()]
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -204,6 +206,13 @@ class Site:
     def logs(self) -> str:
         """What all daemons said, the end of it."""
         return "\n".join(f"--- {d.name}\n" + "\n".join(d.lines[-60:]) for d in self.daemons)
+
+    def end(self) -> None:
+        """Kill whatever is left, and wait for it."""
+        self._family.end()
+        for daemon in self.daemons:
+            if daemon.process is not None:
+                daemon.process.wait(10)
 
     def nothing_left(self, seconds: float = 5.0) -> None:
         """No process of ours is there any more."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -97,9 +99,32 @@ def suicide(signal_number: int) -> None:
     os.kill(os.getpid(), signal_number)
 
 
+def kills(how: str) -> None:
+    """Kills its worker, as its first statement, in one of the ways in which real tasks do."""
+    match how:
+        case "signal":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            ctypes.string_at(0)
+        case "memory":
+            hoard = []
+            while True:  # until the kernel ends whoever has most
+                hoard.append(b"x" * (8 << 20))
+
+
 def child() -> int:
     """A subprocess, as thumbnailers make them."""
     return subprocess.run([sys.executable, "-c", "pass"], check=True, timeout=60).returncode
+
+
+def parent(seconds: float) -> int:
+    """A subprocess that takes a while; the journal has its id."""
+    journal("start", seconds)
+    process = subprocess.Popen(["sleep", str(seconds)])
+    journal("child", process.pid)
+    code = process.wait()
+    journal("end", seconds)
+    return code
 
 
 def enqueues(queue: str, count: int) -> list[str]:

@@ -334,16 +334,6 @@ def test_an_interrupted_task_is_given_back_with_no_attempt_used() -> None:
     assert bench.outside.names() == ["nack"]
 
 
-def test_a_task_that_killed_its_worker_too_often_is_a_dead_letter() -> None:
-    bench = Bench()
-    strikes = [{"signal": "SIGKILL", "host": "h", "at": 1.0}] * 3
-    bench.run(message("add", 1, 1, strikes=strikes))
-    assert bench.outside.names() == ["put_dead", "put", "ack"]
-    letter = bench.outside.calls[0][1]
-    assert letter.reason == "worker died"
-    assert list(letter.deaths) == strikes
-
-
 def test_the_log_names_a_task_that_starts_again_after_its_worker_died(caplog: pytest.LogCaptureFixture) -> None:
     """Its own line of the first start may have died with the worker."""
     bench = Bench()
@@ -351,20 +341,6 @@ def test_the_log_names_a_task_that_starts_again_after_its_worker_died(caplog: py
     bench.run(message("add", 1, 1, strikes=strikes))
     assert "task id-1 of queue q (tests.unit.worker_tasks:add) starts again" in caplog.text
     assert "its worker died 2 times while it ran, last of SIGKILL; after 3 it is a dead letter" in caplog.text
-
-
-def test_only_one_task_with_two_strikes_runs_at_a_time() -> None:
-    bench = Bench()
-    strikes = [{"signal": "SIGKILL", "host": "h", "at": 1.0}] * 2
-    first = gevent.spawn(bench.run, message("sleep", 0.05, strikes=strikes))
-    gevent.sleep(0)
-    bench.run(message("add", 1, 1, strikes=strikes))
-    assert bench.outside.names() == ["park"]
-    bench.run(message("add", 1, 1, strikes=strikes[:1]))
-    assert bench.outside.names() == ["park", "put", "ack"]
-    first.join()
-    bench.run(message("add", 1, 1, strikes=strikes))
-    assert bench.outside.names()[-2:] == ["put", "ack"]
 
 
 def test_a_result_that_can_not_be_said_fails_the_task() -> None:

@@ -204,3 +204,14 @@ def test_many_sources_are_given_back_with_no_more_than_64_requests_in_flight() -
     bench.run_until(bench.clock.now)
     assert bench.returns.given_back == 200
     assert len({call.source for call in bench.client.calls}) == 200
+
+
+def test_of_the_task_that_started_last_its_strike_tells_so() -> None:
+    bench = Bench()
+    states = dict.fromkeys(range(3), STARTED)
+    leases = [bench.lease(n) for n in range(3)]
+    assert bench.returns.add({"s": leases}, lambda slot: states[slot], RECORD, last=1) == (0, 3, 0)
+    assert [(call.keys, call.record) for call in bench.client.calls] == [
+        (["k0", "k2"], RECORD),
+        (["k1"], {**RECORD, "last": True}),
+    ]

@@ -133,6 +133,18 @@ def test_states_of_slots_are_seen_at_once(ends: Ends) -> None:
     assert keeper.state(slot) == FREE
 
 
+def test_the_slot_that_started_last_is_known_when_it_has_ended_too(ends: Ends) -> None:
+    keeper, worker = ends
+    assert keeper.last_started() == -1
+    first, second = worker.allocate(), worker.allocate()
+    worker.mark_started(second)
+    worker.mark_started(first)
+    worker.mark_ended(second)
+    assert keeper.last_started() == first
+    worker.mark_ended(first)
+    assert keeper.last_started() == first
+
+
 def test_the_heartbeat_is_the_last_beat_and_before_it_the_links_birth(ends: Ends) -> None:
     keeper, worker = ends
     born = keeper.heartbeat()

@@ -174,10 +174,10 @@ def test_lone_surrogates_survive() -> None:
 def test_a_strike_is_added_to_those_that_are_there() -> None:
     data = encode(Message("abc", "m:f", [b"".decode()], {}, enqueued_at=1.0, attempt=2))
     once = add_strike(data, signal="SIGKILL", host="a", at=5.0)
-    twice = add_strike(once, signal="exit 1", host="b", at=6.0)
+    twice = add_strike(once, signal="exit 1", host="b", at=6.0, last=True)
     assert decode(twice).strikes == [
         {"signal": "SIGKILL", "host": "a", "at": 5.0},
-        {"signal": "exit 1", "host": "b", "at": 6.0},
+        {"signal": "exit 1", "host": "b", "at": 6.0, "last": True},
     ]
     assert decode(twice).attempt == 2
     with pytest.raises(MessageInvalid):
