@@ -106,6 +106,7 @@ class Receiver(abc.ABC):
     Attributes:
         answered_at: Monotonic instant of the last *answer* of a receive (an empty one counts); 0.0 for none.
         error: Why the last receive failed, "" when it did not.
+        missing: Why nothing will come until somebody mends what it receives from, "" where that is fine.
         asked_at: Monotonic instant when the oldest receive in flight was sent, or of those that ended since
             the last answer without a sign of life; 0.0 where nothing is waited for.
         poll_seconds: Seconds after which a receive that finds nothing is answered, at the latest.
@@ -117,6 +118,7 @@ class Receiver(abc.ABC):
     asked_at: float = 0.0
     poll_seconds: float = 60.0
     error: str = ""
+    missing: str = ""
     requests: int = 0
     stats: dict[str, int]
 

@@ -167,7 +167,8 @@ class PubSubBroker(Broker):
             lease=lambda: self._admin.ack_deadline(queue),
             poll=self._poll or poll_for(self._queues),
             drop=lambda delivery: self.ack(delivery, _nobody),
-            missing=self._watch.mend,
+            gone=self._watch.mend,
+            denied=self._watch.denied,
             doubtful=self._watch.probe,
             busy=self._busy,
         )

@@ -45,6 +45,15 @@ class Admin:
         """Seconds of the first lease: what the subscription has, as far as we know."""
         return self._deadlines.get(self._names.subscription(queue), queue.ack_deadline)
 
+    @property
+    def project(self) -> str:
+        """Full name of the project."""
+        return f"projects/{self._names.project}"
+
+    def unusable(self, queue: QueueSpec, found: Any) -> str:
+        """Why a subscription that was looked at can't be used, "" where it can."""
+        return "; ".join(differences(queue, self._names.topic(queue.name), found)[0])
+
     def missing(self, permission: str) -> str:
         """Say which permission is missing, with the gcloud line that grants it."""
         return permissions.missing(permission, self._names.project, self._channel.account)

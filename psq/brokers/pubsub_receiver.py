@@ -73,7 +73,8 @@ class PubSubReceiver(Receiver):
         lease: Gives the seconds of the first lease.
         poll: Seconds of a long poll.
         drop: Acks a delivery that was meant for another member.
-        missing: ``missing(receiver)`` when the subscription was not found; `resume` when it is mended.
+        gone: ``gone(receiver)`` when the subscription was not found; `resume` when it is mended.
+        denied: ``denied(receiver)`` when we may not receive; it may complete `error`.
         doubtful: ``doubtful(receiver)`` when a poll ended at its own timeout and nothing else was
             heard from the server meanwhile; sets `answered_at` when the server gives a sign of life.
         busy: Receivers of the same channel whose answers bring messages; this one adds itself.
@@ -90,7 +91,8 @@ class PubSubReceiver(Receiver):
         lease: Callable[[], float],
         poll: float,
         drop: Callable[[Delivery], None],
-        missing: Callable[[PubSubReceiver], None],
+        gone: Callable[[PubSubReceiver], None],
+        denied: Callable[[PubSubReceiver], None],
         doubtful: Callable[[PubSubReceiver], None],
         busy: set[PubSubReceiver] | None = None,
     ) -> None:
@@ -98,9 +100,12 @@ class PubSubReceiver(Receiver):
         self.stats = {"receives": 0, "empty": 0, "messages": 0, "errors": 0}
         self.messages_at = 0.0  # monotonic instant of the last message
         self.looked_at = time.monotonic()  # of the last look at the subscription; the watch's
-        self.mending = False  # the subscription is being made anew; the watch's
+        self.mending = False  # the subscription is being made anew; this and the next two are the watch's
+        self.mended_at = self.mend_pause = 0.0  # monotonic, and the pause before the last attempt
+        self.told = False  # that we may not receive
         self._channel, self._deliver, self._post = channel, deliver, post
-        self._lease, self._drop, self._missing, self._doubtful = lease, drop, missing, doubtful
+        self._lease, self._drop, self._doubtful = lease, drop, doubtful
+        self._tell_gone, self._tell_denied = gone, denied
         self._metadata = wire.routing("subscription", subscription)
         self._lock = original("_thread", "allocate_lock")()  # nothing below ever switches while it holds it
         self._pulls: set[_Pull] = set()
@@ -250,6 +255,9 @@ class PubSubReceiver(Receiver):
 
     def _alive(self, now: float) -> None:
         self.answered_at, self.error, self._failures, self._unanswered = now, "", 0, 0.0
+        self.told = False
+        if not self.mending:  # a subscription whose topic was deleted answers, too
+            self.missing = ""
 
     def _failed(self, pull: _Pull, error: CallError, now: float) -> int:
         if error.code == "DEADLINE_EXCEEDED":  # nothing yet
@@ -280,7 +288,9 @@ class PubSubReceiver(Receiver):
         if self._stopped is not None:
             return
         if error.code == "NOT_FOUND":
-            self._missing(self)
+            self._tell_gone(self)
+        elif error.code == "PERMISSION_DENIED":
+            self._tell_denied(self)
         elif error.code == "DEADLINE_EXCEEDED" and pull.is_long and self._channel.answered_at < pull.sent:
             self._doubtful(self)
 
@@ -319,12 +329,24 @@ class PubSubReceiver(Receiver):
         self._timer = call_later(seconds, self._resume)
 
     def _resume(self) -> None:
-        self._timer = None
+        with self._lock:  # on a busy machine this may come before `_pause` has noted the timer
+            self._timer = None
         self._pump()
 
-    def resume(self) -> None:
-        """The subscription was mended: go on at once."""
+    @property
+    def is_started(self) -> bool:
+        """True between `start` and `stop`."""
+        return self._started and self._stopped is None
+
+    def resume(self, *, sure: bool = True) -> None:
+        """The subscription was mended: go on at once.
+
+        Args:
+            sure: It was seen; else `missing` stays until a receive is answered.
+        """
         self._gone = False
+        if sure:
+            self.missing = ""
         self.error = ""
         timer, self._timer = self._timer, None
         if timer is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from psq.brokers import pubsub_wire as wire
 from psq.brokers.pubsub_admin import Admin
 from psq.brokers.pubsub_advice import DELETED_TOPIC
+from psq.brokers.pubsub_permissions import CONSUME
 from psq.brokers.pubsub_receiver import PubSubReceiver
 from psq.concurrency import call_later
 from psq.google.channel import Channel
@@ -20,10 +21,14 @@ from psq.google.errors import CallError
 
 __all__ = ["Watch"]
 
-#: Seconds without a message after which a subscription is looked at, and again after as long.
+#: Seconds between two looks at a subscription.
 LOOK_AFTER = 30.0
 #: Looks a second of one process: the quota of administrative calls is shared with the whole project.
 LOOKS_A_SECOND = 3
+#: With more queues than that they are listed, 1,000 a call, and only what the list makes suspect is looked at.
+LIST_FROM, PAGE = 30, 1000
+#: Seconds after a denied look, or list, before the next.
+DENIED_PAUSE = 300.0
 #: Seconds for one look.
 LOOK_TIMEOUT = 10.0
 #: Ticks in a row, each within so many seconds of the last, at which the connection seems stuck before it is made anew.
@@ -35,7 +40,7 @@ log = logging.getLogger("psq")
 
 
 class Watch:
-    """Looks at idle subscriptions, mends those that were lost, and has the channel made anew when it is stuck.
+    """Looks at subscriptions, mends those that were lost, and has the channel made anew when it is stuck.
 
     A long poll on an empty queue ends at its own timeout, which no server is
     needed for. So where nothing else was heard meanwhile, a look at the
@@ -53,7 +58,8 @@ class Watch:
         self._probing: list[PubSubReceiver] = []
         self._renewed_at = self._ticked_at = time.monotonic()
         self._suspicions = 0
-        self._may_look = True
+        self._look_at = self._list_at = 0.0  # not before: they were denied
+        self._listing = False
         self._closed = False
 
     def add(self, receiver: PubSubReceiver) -> int:
@@ -76,12 +82,21 @@ class Watch:
         now = time.monotonic()
         receivers = [one for one in list(self._receivers) if one.requests]
         self._unstick(receivers, now)
-        if not self._may_look:
+        if now >= self._look_at:
+            self._look_around([one for one in list(self._receivers) if one.is_started and not one.mending], now)
+
+    def _look_around(self, receivers: list[PubSubReceiver], now: float) -> None:
+        due = [one for one in receivers if now - one.looked_at > LOOK_AFTER]
+        if len(receivers) > LIST_FROM and now >= self._list_at:
+            if due and not self._listing:
+                for one in receivers:
+                    one.looked_at = now
+                self._listing = True
+                self._list({one.subscription: one for one in receivers})
             return
-        idle = [one for one in receivers if now - max(one.looked_at, one.messages_at) > LOOK_AFTER]
-        idle.sort(key=lambda one: one.looked_at)
-        for receiver in idle[:LOOKS_A_SECOND]:
-            self._look(receiver, lambda _: None)
+        due.sort(key=lambda one: one.looked_at)
+        for receiver in due[:LOOKS_A_SECOND]:
+            self._look(receiver, _nothing)
 
     def _unstick(self, receivers: list[PubSubReceiver], now: float) -> None:
         reason = self._suspicion(receivers, now)
@@ -124,6 +139,8 @@ class Watch:
 
         self._look(receiver, answered)
 
+    # looks
+
     def _look(self, receiver: PubSubReceiver, answered: Callable[[bool], None]) -> None:
         receiver.looked_at = time.monotonic()
         name = receiver.subscription
@@ -132,43 +149,86 @@ class Watch:
             answered(error is None or error.from_server)
             if error is not None:
                 if error.code == "PERMISSION_DENIED":
-                    self._may_look = False
+                    self._look_at = time.monotonic() + DENIED_PAUSE
                 elif error.code == "NOT_FOUND":
                     self.mend(receiver)
             elif found.topic == DELETED_TOPIC:
                 self.mend(receiver)
+            elif said := self._admin.unusable(receiver.queue, found):
+                self.mend(receiver, said)
 
         request = wire.GetSubscriptionRequest(subscription=name)
         self._channel.start(
             wire.GET_SUBSCRIPTION, request, LOOK_TIMEOUT, done, metadata=wire.routing("subscription", name)
         )
 
+    def _list(self, receivers: dict[str, PubSubReceiver], page: str = "") -> None:
+        project = self._admin.project
+
+        def done(found: Any, error: CallError | None) -> None:
+            if error is not None:
+                self._listing = False
+                if error.code in ("PERMISSION_DENIED", "UNIMPLEMENTED"):
+                    self._list_at = time.monotonic() + DENIED_PAUSE
+                return
+            for one in found.subscriptions:
+                receiver = receivers.get(one.name)
+                if receiver is not None and (one.topic == DELETED_TOPIC or self._admin.unusable(receiver.queue, one)):
+                    self._look(receiver, _nothing)
+            if found.next_page_token:
+                self._list(receivers, found.next_page_token)
+            else:
+                self._listing = False
+
+        request = wire.ListSubscriptionsRequest(project=project, page_size=PAGE, page_token=page)
+        self._channel.start(
+            wire.LIST_SUBSCRIPTIONS, request, LOOK_TIMEOUT, done, metadata=wire.routing("project", project)
+        )
+
     # mending
 
-    def mend(self, receiver: PubSubReceiver) -> None:
-        """Make a subscription anew that is gone, or whose topic is; in a thread or greenlet, until it works."""
-        if receiver.mending or self._closed:
-            return
-        receiver.mending = True
-        receiver.error = f"{receiver.subscription} is gone"
-        log.warning("%s, or its topic, was deleted", receiver.subscription)
-        self._try(receiver, 0.0)
+    def denied(self, receiver: PubSubReceiver) -> None:
+        """We may not receive: say once what is missing."""
+        receiver.error = f"{receiver.subscription}: {self._admin.missing(CONSUME)}"
+        if not receiver.told:
+            receiver.told = True
+            log.error("nothing is received from %s", receiver.error)
 
-    def _try(self, receiver: PubSubReceiver, pause: float) -> None:
+    def mend(self, receiver: PubSubReceiver, why: str = "it, or its topic, was deleted") -> None:
+        """Make a subscription anew that is gone, or whose topic is; in a thread or greenlet, until it works.
+
+        What may not be mended is looked at until somebody else has. Where that is not allowed either, the
+        receiver tries, with growing pauses.
+        """
+        with self._lock:
+            if receiver.mending or self._closed:
+                return
+            receiver.mending = True
+        again = time.monotonic() - receiver.mended_at < LONGEST_PAUSE
+        receiver.mend_pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, receiver.mend_pause * 2)) if again else 0.0
+        receiver.missing = receiver.error = f"{receiver.subscription}: {why}"
+        if not again:
+            log.warning("%s", receiver.missing)
+        self._try(receiver, receiver.mend_pause)
+
+    def _try(self, receiver: PubSubReceiver, pause: float, told: str = "") -> None:
         def work() -> None:
             if self._closed or receiver.is_stopping:
                 receiver.mending = False
                 return
             try:
-                self._admin.declare(receiver.queue)
+                sure = self._admin.mend(receiver.queue)
             except Exception as error:
-                receiver.error = str(error)
-                log.error("%s can't be made anew yet: %s", receiver.subscription, error)
-                self._try(receiver, min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2)))
+                receiver.missing = receiver.error = said = str(error)
+                if said != told:
+                    log.error("%s", said)
+                self._try(receiver, min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2)), said)
             else:
-                log.warning("%s is there again", receiver.subscription)
+                if sure:
+                    log.warning("%s is there again", receiver.subscription)
+                receiver.mended_at = time.monotonic()
                 receiver.mending = False
-                receiver.resume()
+                receiver.resume(sure=sure)
 
         call_later(pause * random.uniform(0.8, 1.2), work)  # it blocks: in a thread, or a greenlet
 
@@ -179,3 +239,7 @@ class Watch:
             function()
         except Exception as error:
             log.warning("%s", error)
+
+
+def _nothing(alive: bool) -> None:
+    """For looks that nobody waits for."""

@@ -191,6 +191,8 @@ def not_ready(consumer: ConsumerView, now: float) -> str:
 def ready(daemon: DaemonView) -> tuple[bool, dict[str, list[str]]]:
     """Whether all that the config asks for is served.
 
+    if receiver.missing:
+        return redact(receiver.missing)
     Returns:
         (True, {}), or (False, the reasons by queue name; those of the whole daemon under ``""``).
     """

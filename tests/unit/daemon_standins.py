@@ -72,6 +72,7 @@ class Receiver:
 
 @dataclass
 class Consumer:
+    missing: str = ""
     name: str
     spec: QueueSpec
     receiver: Receiver | None = field(default_factory=Receiver)

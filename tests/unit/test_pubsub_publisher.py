@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,7 +33,17 @@ SUBSCRIPTION = "projects/p/subscriptions/psq-work-shared"
 
 
 class FakeAdmin:
-    """Attributes: calls: names of what was asked; error: what the next ones raise; gate: they wait for it."""
+    """A stand-in for `Admin`.
+
+    Attributes:
+        calls: Names of what was asked.
+        error: What the next ones raise.
+        gate: They wait for it.
+        sure: What is mended was seen.
+    """
+
+    project = "projects/p"
+    sure = True
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -53,12 +64,18 @@ class FakeAdmin:
         self._called("repair")
         return True
 
-    def ensure_dead(self, queue: str, timeout: float) -> None:
-        self._called("ensure_dead")
+    def ensure_dead(self, queue: str, timeout: float, *, gone: bool = False) -> None:
+        self._called("ensure_dead" + " again" * gone)
 
-    def declare(self, queue: QueueSpec, timeout: float = 60.0) -> list[str]:
-        self._called("declare")
-        return []
+    def mend(self, queue: QueueSpec, timeout: float = 60.0) -> bool:
+        self._called("mend")
+        return self.sure
+
+    def unusable(self, queue: QueueSpec, found: Any) -> str:
+        return "it pushes" if found.push_config.push_endpoint else ""
+
+    def missing(self, permission: str) -> str:
+        return f"{permission} is missing: gcloud"
 
 
 class Rig:
@@ -406,15 +423,19 @@ class StubReceiver:
     def __init__(self) -> None:
         self.queue, self.subscription, self.poll_seconds = QUEUE, SUBSCRIPTION, 60.0
         self.requests, self.looked_at, self.messages_at, self.asked_at = 1, 0.0, 0.0, 0.0
-        self.mending = self.is_stopping = False
-        self.error = ""
+        self.mending = self.is_stopping = self.told = False
+        self.is_started = True
+        self.mended_at = self.mend_pause = 0.0
+        self.error = self.missing = ""
         self.lives = self.resumed = 0
 
     def alive(self) -> None:
         self.lives += 1
 
-    def resume(self) -> None:
+    def resume(self, *, sure: bool = True) -> None:
         self.resumed += 1
+        if sure:
+            self.missing = ""
 
 
 class WatchRig:
@@ -447,10 +468,10 @@ def subscription(topic: str = "projects/p/topics/psq-work") -> Any:
     return wire.Subscription(name=SUBSCRIPTION, topic=topic)
 
 
-def test_idle_subscriptions_are_looked_at_a_few_a_second(watching: WatchRig) -> None:
-    for _ in range(7):
+def test_subscriptions_are_looked_at_a_few_a_second(watching: WatchRig) -> None:
+    for _ in range(6):
         watching.receiver()
-    busy = watching.receiver()
+    busy = watching.receiver()  # with what was published before its topic was deleted, maybe
     busy.messages_at = time.monotonic()
     watching.watch.tick()
     assert len(watching.channel.open) == 3
@@ -469,6 +490,45 @@ def test_where_looking_is_not_allowed_it_is_not_tried_again(watching: WatchRig) 
     watching.watch.tick()
     assert not watching.channel.open
     assert not watching.later
+    watching.watch._look_at = time.monotonic()  # minutes later: somebody may have allowed it
+    watching.watch.tick()
+    assert watching.channel.open
+
+
+def test_many_subscriptions_are_listed_and_only_the_suspects_are_looked_at(watching: WatchRig) -> None:
+    receivers = [watching.receiver() for _ in range(1001)]
+    for number, receiver in enumerate(receivers):
+        receiver.subscription = f"projects/p/subscriptions/psq-q{number}-shared"
+    watching.watch.tick()
+    watching.watch.tick()
+    (listing,) = watching.channel.open
+    assert (listing.name, listing.request.page_size) == ("ListSubscriptions", 1000)
+    answer: Any = wire.LIST_SUBSCRIPTIONS.deserialize(b"")  # type: ignore[misc]
+    for receiver in receivers[:1000]:
+        answer.subscriptions.add(name=receiver.subscription, topic="projects/p/topics/psq-work")
+    answer.subscriptions.add(name="projects/p/subscriptions/others", topic="_deleted-topic_")
+    answer.subscriptions[7].topic = "_deleted-topic_"
+    answer.subscriptions[9].push_config.push_endpoint = "https://example.com"
+    answer.next_page_token = "more"
+    listing.answer(answer)
+    *looks, second = watching.channel.open
+    assert [look.request.subscription for look in looks] == [receivers[7].subscription, receivers[9].subscription]
+    assert second.request.page_token == "more"
+    looks[0].answer(subscription("_deleted-topic_"))
+    assert receivers[7].mending
+    second.answer(wire.LIST_SUBSCRIPTIONS.deserialize(b""))  # type: ignore[misc]
+    watching.watch.tick()
+    assert [call.name for call in watching.channel.open] == ["GetSubscription"]  # half a minute has to go by
+
+
+def test_where_listing_is_not_allowed_subscriptions_are_looked_at_one_by_one(watching: WatchRig) -> None:
+    receivers = [watching.receiver() for _ in range(50)]
+    watching.watch.tick()
+    watching.channel.open[0].fail("PERMISSION_DENIED")
+    for receiver in receivers:
+        receiver.looked_at = 0.0
+    watching.watch.tick()
+    assert [call.name for call in watching.channel.open] == ["GetSubscription"] * 3
 
 
 @pytest.mark.parametrize("gone", [True, False])
@@ -486,9 +546,44 @@ def test_a_subscription_that_is_gone_or_whose_topic_is_gets_mended(watching: Wat
     assert receiver.error == "no"
     watching.admin.error = None
     assert watching.run() > 0  # a pause before it is tried again
-    assert watching.admin.calls == ["declare", "declare"]
+    assert watching.admin.calls == ["mend", "mend"]
     assert not receiver.mending
-    assert receiver.resumed == 1
+    assert (receiver.resumed, receiver.missing) == (1, "")
+
+
+def test_what_an_operator_made_unusable_is_told_until_it_is_usable_again(watching: WatchRig) -> None:
+    receiver = watching.receiver()
+    watching.watch.tick()
+    found = subscription()
+    found.push_config.push_endpoint = "https://example.com"
+    watching.channel.open[0].answer(found)
+    assert receiver.missing.endswith("it pushes")
+
+
+def test_what_can_be_neither_mended_nor_looked_at_is_tried_with_growing_pauses(watching: WatchRig) -> None:
+    receiver = watching.receiver()
+    watching.admin.sure = False
+    pauses = []
+    for _ in range(9):
+        watching.watch.mend(receiver)  # type: ignore[arg-type]  # NOT_FOUND, again and again
+        assert receiver.missing
+        pauses.append(watching.run())
+        assert receiver.missing  # nobody has seen it
+    assert pauses[0] == 0.0
+    assert all(one < next for one, next in pairwise(pauses[:7]))
+    assert 20 < pauses[-1] < 40
+
+
+def test_that_we_may_not_receive_is_told_once_with_the_line_that_allows_it(
+    watching: WatchRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = watching.receiver()
+    for _ in range(3):
+        receiver.error = "PERMISSION_DENIED: User not authorized"
+        watching.watch.denied(receiver)  # type: ignore[arg-type]
+        assert receiver.error == f"{SUBSCRIPTION}: pubsub.subscriptions.consume is missing: gcloud"
+    (record,) = caplog.records
+    assert "nothing is received from" in record.getMessage()
 
 
 def test_a_subscription_that_is_as_it_should_be_is_left_alone(watching: WatchRig) -> None:

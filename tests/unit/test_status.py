@@ -34,6 +34,7 @@ def receiver(**values: object) -> Receiver:
         ({"answered_at": NOW - 11, "requests": 0, "error": "is gone"}, "receives fail: is gone"),
         ({"answered_at": NOW - 9, "requests": 0, "error": "UNAVAILABLE"}, ""),
         ({"answered_at": NOW - 50, "asked_at": NOW - 1, "error": "UNAVAILABLE"}, ""),  # it tries again
+        ({"missing": "its topic was deleted", "requests": 1}, "its topic was deleted"),  # though it answers
         ({"answered_at": 0.0, "error": "at redis://u:hunter2@h"}, "no receive was answered yet: at redis://***@h"),
         ({"answered_at": NOW - 3, "poll_seconds": 0.25}, "no receive was answered for 3 s"),
     ],
@@ -101,6 +102,7 @@ def test_the_snapshot_is_json_and_tells_what_an_operator_asks() -> None:
     assert document["services"][1] == {"name": "scheduler", "alive": True, "restarts": 2, "last_error": "KeyError: 1"}
     assert document["storage"] == {"url": "sqlite:///tmp/psq.db", "pending_bytes": 77}
     assert document["hub"]["blocked_seconds"] == 1.5
+    assert (document["hub"]["threads"], document["hub"]["most_threads"]) == (7, 26)
     assert document["process"]["rss_bytes"] > 1_000_000
     assert document["log"] == {"dropped": 5}
     queue = document["queues"]["default"]
