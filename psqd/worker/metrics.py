@@ -142,6 +142,8 @@ def figures(daemon: DaemonView, pause: Callable[[], None] | None = None) -> Figu
         ("counter", "psqd_hub_blocked_seconds", "Time in which no task could go on.", stall.blocked_seconds),
         ("counter", "psqd_hub_blocks", "How often one task kept all others from going on.", stall.blocks),
         ("gauge", "psqd_hub_longest_block_seconds", "The longest of these.", stall.longest),
+        ("gauge", "psqd_hub_threads", "Native threads taken by calls that block.", daemon.threads.taken),
+        ("gauge", "psqd_hub_threads_most", "How many there may be.", daemon.threads.most),
         ("gauge", "psqd_last_reload_time_seconds", "Unix time of the last reload, 0 for none.", reloads.last_at),
         (
             "gauge",

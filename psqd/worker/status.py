@@ -73,6 +73,18 @@ class StallView(Protocol):
         """Unix time, 0.0 for none."""
 
 
+class ThreadsView(Protocol):
+    """What is read of the hub's native threads."""
+
+    @property
+    def taken(self) -> int:
+        """By calls that block."""
+
+    @property
+    def most(self) -> int:
+        """That there may be."""
+
+
 class ServiceView(Protocol):
     """What is read of a background service."""
 
@@ -148,6 +160,10 @@ class DaemonView(Protocol):
         """The hub's heartbeat."""
 
     @property
+    def threads(self) -> ThreadsView:
+        """The hub's native threads."""
+
+    @property
     def services(self) -> Sequence[ServiceView]:
         """Background services."""
 
@@ -175,6 +191,8 @@ def not_ready(consumer: ConsumerView, now: float) -> str:
     receiver = consumer.receiver
     if receiver is None:
         return "it receives nothing"
+    if receiver.missing:
+        return redact(receiver.missing)
     if not receiver.requests and consumer.held >= consumer.concurrency:
         return ""
     trouble = redact(receiver.error)
@@ -191,8 +209,6 @@ def not_ready(consumer: ConsumerView, now: float) -> str:
 def ready(daemon: DaemonView) -> tuple[bool, dict[str, list[str]]]:
     """Whether all that the config asks for is served.
 
-    if receiver.missing:
-        return redact(receiver.missing)
     Returns:
         (True, {}), or (False, the reasons by queue name; those of the whole daemon under ``""``).
     """
@@ -252,6 +268,8 @@ def snapshot(daemon: DaemonView, pause: Callable[[], None] | None = None) -> dic
             "blocks": stall.blocks,
             "longest": round(stall.longest, 3),
             "last_at": _iso(stall.last_at),
+            "threads": daemon.threads.taken,
+            "most_threads": daemon.threads.most,
         },
         "services": [
             {"name": s.name, "alive": s.alive, "restarts": s.restarts, "last_error": redact(s.last_error)}

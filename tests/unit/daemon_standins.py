@@ -32,6 +32,12 @@ class Stall:
 
 
 @dataclass
+class Threads:
+    taken: int = 7
+    most: int = 26
+
+
+@dataclass
 class Service:
     name: str
     restarts: int = 0
@@ -66,13 +72,13 @@ class Receiver:
     asked_at: float = 0.0
     poll_seconds: float = 60.0
     error: str = ""
+    missing: str = ""
     requests: int = 1
     stats: dict[str, int] = field(default_factory=lambda: {"receives": 9, "empty": 4, "messages": 50, "errors": 1})
 
 
 @dataclass
 class Consumer:
-    missing: str = ""
     name: str
     spec: QueueSpec
     receiver: Receiver | None = field(default_factory=Receiver)
@@ -101,6 +107,7 @@ class Daemon:
     keeper_alive: bool = True
     reloads: Reloads = field(default_factory=Reloads)
     stall: Stall = field(default_factory=Stall)
+    threads: Threads = field(default_factory=Threads)
     services: list[Service] = field(
         default_factory=lambda: [Service("heartbeat"), Service("scheduler", 2, "KeyError: 1")]
     )

@@ -84,6 +84,8 @@ def test_leases_pulls_and_acks_are_there(found: dict[str, Metric]) -> None:
 
 def test_the_hub_reloads_services_logs_and_the_process_are_there(found: dict[str, Metric]) -> None:
     assert value(found, "psqd_hub_blocked_seconds", "_total") == 1.5
+    assert value(found, "psqd_hub_threads") == 7
+    assert value(found, "psqd_hub_threads_most") == 26
     assert value(found, "psqd_reloads", "_total", result="ok") == 3
     assert value(found, "psqd_reloads", "_total", result="failed") == 1
     assert value(found, "psqd_service_restarts", "_total", service="scheduler") == 2
