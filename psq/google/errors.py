@@ -46,6 +46,8 @@ _NOT_SENT = (
     "name resolution failure",
     "getting metadata from plugin failed",
     "refused_stream",
+    "rst_stream with error code 7)",
+    "rst_stream with error code 7",  # the same, as grpcio 1.85 words it
     "empty address list",
 )
 
@@ -97,6 +99,13 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, CallError) and error.transient
 
 
+#: What grants access to Datastore.
+_MISSING_ROLE = (
+    " (reading takes roles/datastore.viewer, writing roles/datastore.user: gcloud projects add-iam-policy-binding "
+    "PROJECT --member=serviceAccount:ACCOUNT --role=…)"
+)
+
+
 def _hint(error: CallError) -> str:
     if error.code == "UNAUTHENTICATED":
         return " (credentials: gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS)"
@@ -142,7 +151,7 @@ def storage_error(error: Exception, what: str) -> PsqError:
     if isinstance(error, PsqError):
         return error
     if isinstance(error, CallError):
-        text = f"{what}: {error}{_hint(error)}"
+        text = f"{what}: {error}{_MISSING_ROLE if error.code == 'PERMISSION_DENIED' else _hint(error)}"
         if error.transient and error.code != "UNAUTHENTICATED":
             return StorageUnavailable(text)
         return StorageRefused(text)

@@ -1,8 +1,7 @@
-"""Pub/Sub for the contract suite, on the real emulator: each test in a project of its own."""
+"""Pub/Sub for the contract suite, on the real emulator and behind the front: each test in a project of its own."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import uuid
 from collections.abc import Iterator
@@ -11,19 +10,7 @@ from typing import Any
 from psq.brokers.base import Broker, LeaseClient
 from tests import parts
 from tests.contract.backends import BrokerPlace
-
-_part: parts.Part | None = None
-
-
-def emulator() -> str:
-    """Address of an emulator that runs until the process ends."""
-    global _part
-    if _part is None:
-        part = parts.pubsub_emulator()
-        part.start()
-        atexit.register(part.stop)
-        _part = part
-    return _part.address
+from tests.contract.running import emulator, front
 
 
 class _PubSub(BrokerPlace):
@@ -52,11 +39,32 @@ class _PubSub(BrokerPlace):
 @contextlib.contextmanager
 def pubsub_brokers() -> Iterator[BrokerPlace]:
     """An empty project."""
-    place = _PubSub(emulator())
+    place = _PubSub(emulator(parts.pubsub_emulator))
     try:
         yield place
     finally:
         place.close()
 
 
-BROKERS = {"pubsub": pubsub_brokers}
+class _Front(_PubSub):
+    """As the service is, but for the shortest ack deadline: with 10 s each test of a lease would take a minute."""
+
+    def make(self) -> Broker:
+        from psq.brokers.pubsub import PubSubBroker
+
+        return PubSubBroker(self.project, endpoint=self.address, poll=1.5)
+
+
+@contextlib.contextmanager
+def front_brokers() -> Iterator[BrokerPlace]:
+    """An empty project behind the front."""
+    with front() as it:
+        it.manners(shortest_ack_deadline=2)
+        place = _Front(it.endpoint)
+        try:
+            yield place
+        finally:
+            place.close()
+
+
+BROKERS = {"pubsub": pubsub_brokers, "pubsub-front": front_brokers}

@@ -16,7 +16,8 @@ from psq.storages.base import FINISHED, Scheduled
 from psq.storages.datastore import DatastoreStorage
 from psq.storages.datastore_heads import Part
 from tests import parts
-from tests.contract.backend_datastore import DatastorePlace, emulator
+from tests.contract.backend_datastore import DatastorePlace
+from tests.contract.running import emulator
 from tests.contract.helpers import Answer
 from tests.contract.test_storage import put, record
 
@@ -26,7 +27,7 @@ EMULATORS = {"datastore": parts.datastore_emulator, "firestore": parts.firestore
 @pytest.fixture(params=list(EMULATORS))
 def spot(request: pytest.FixtureRequest) -> Iterator[DatastorePlace]:
     """An empty project in an emulator."""
-    place = DatastorePlace(emulator(EMULATORS[request.param]))
+    place = DatastorePlace(f"http://{emulator(EMULATORS[request.param])}")
     yield place
     place.close()
 
@@ -116,7 +117,7 @@ def test_many_writers_of_the_same_tasks_keep_the_first_of_each(spot: DatastorePl
 
 
 def test_namespaces_and_databases_are_apart(spot: DatastorePlace) -> None:
-    endpoint = f"http://{spot.address}"
+    endpoint = spot.endpoint
     storages = [
         DatastoreStorage(project=spot.project, endpoint=endpoint, database=database, namespace=namespace)
         for database in ("", "orders")
@@ -136,7 +137,7 @@ def test_googles_own_client_gives_the_place_and_reads_what_we_write(
     from google.cloud import datastore
 
     untyped: Any = datastore
-    monkeypatch.setenv("DATASTORE_EMULATOR_HOST", spot.address)
+    monkeypatch.setenv("DATASTORE_EMULATOR_HOST", spot.endpoint.removeprefix("http://"))
     client = untyped.Client(project=spot.project, namespace="shop")
     monkeypatch.delenv("DATASTORE_EMULATOR_HOST")
     storage = DatastoreStorage(client)
@@ -155,7 +156,7 @@ def test_googles_own_client_gives_the_place_and_reads_what_we_write(
 def test_a_storage_without_arguments_is_the_emulators_of_the_environment(
     spot: DatastorePlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DATASTORE_EMULATOR_HOST", spot.address)
+    monkeypatch.setenv("DATASTORE_EMULATOR_HOST", spot.endpoint.removeprefix("http://"))
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", spot.project)
     storage = DatastoreStorage()
     put(storage, record("t1"))

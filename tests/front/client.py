@@ -113,7 +113,8 @@ class Front:
 
         ``calls`` by method · ``errors`` by ``Method:CODE`` · ``tokens`` issued · ``unauthenticated`` ·
         long polls out: ``polls`` now, ``polls_most`` at a time, ``polls_by`` and ``polls_most_by`` subscription ·
-        ``cancelled`` pulls, ``stranded`` messages that their clients never got · ``connections`` open,
+        ``cancelled`` pulls, messages that their clients never got: ``stranded`` in all, ``stranded_by``
+        subscription · ``connections`` open,
         ``connections_made`` · ``refused_streams``.
         """
         result: dict[str, Any] = self._do("stats")

@@ -47,7 +47,7 @@ class Polls:
         by: Long polls out, by subscription.
         most_by: The most at a time, by subscription.
         cancelled: Pulls whose client went before the answer.
-        stranded: Messages that nobody got.
+        stranded: Messages that nobody got, by subscription.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class Polls:
 
     def reset(self) -> None:
         """Begin to count anew."""
-        self.most, self.cancelled, self.stranded = self.now, 0, 0
+        self.most, self.cancelled = self.now, 0
+        self.stranded: Counter[str] = Counter()
         self.most_by: Counter[str] = Counter(self.by)
 
     async def pull(self, request: Any, most: int) -> bytes:
@@ -130,7 +131,7 @@ class Polls:
         messages = PullResponse.FromString(response).received_messages
         if not messages:
             return
-        self.stranded += len(messages)
+        self.stranded[subscription] += len(messages)
         if not self.strand:
             ids = [message.ack_id for message in messages]
             request = ModifyRequest(subscription=subscription, ack_ids=ids, ack_deadline_seconds=0)

@@ -90,7 +90,8 @@ class Service(grpc.GenericRpcHandler):
             "polls_by": dict(polls.by),
             "polls_most_by": dict(polls.most_by),
             "cancelled": polls.cancelled,
-            "stranded": polls.stranded,
+            "stranded": polls.stranded.total(),
+            "stranded_by": dict(polls.stranded),
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:

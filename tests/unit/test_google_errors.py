@@ -36,6 +36,7 @@ def test_what_the_server_refuses_is_refused(code: str) -> None:
         ("UNAVAILABLE", "errors resolving nosuch.invalid:1: [field:hostname lookup error…]", False),
         ("UNAVAILABLE", "DNS resolution failed for x", False),
         ("UNAVAILABLE", "RST_STREAM with error code REFUSED_STREAM", False),
+        ("UNAVAILABLE", "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))", False),
         ("UNAVAILABLE", "Getting metadata from plugin failed with error: …", False),
         ("UNAVAILABLE", "Stream removed (Socket closed)", True),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", True),
