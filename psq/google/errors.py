@@ -46,8 +46,7 @@ _NOT_SENT = (
     "name resolution failure",
     "getting metadata from plugin failed",
     "refused_stream",
-    "rst_stream with error code 7)",
-    "rst_stream with error code 7",  # the same, as grpcio 1.85 words it
+    "rst_stream with error code 7)",  # the same, as grpcio 1.85 words it
     "empty address list",
 )
 

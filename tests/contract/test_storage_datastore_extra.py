@@ -17,8 +17,8 @@ from psq.storages.datastore import DatastoreStorage
 from psq.storages.datastore_heads import Part
 from tests import parts
 from tests.contract.backend_datastore import DatastorePlace
-from tests.contract.running import emulator
 from tests.contract.helpers import Answer
+from tests.contract.running import emulator
 from tests.contract.test_storage import put, record
 
 EMULATORS = {"datastore": parts.datastore_emulator, "firestore": parts.firestore_emulator}
