@@ -27,7 +27,7 @@ FINE, WRONG = 0, 2
 DEFAULT_PATIENCE = 30.0
 #: Queues that are looked at together; admin calls have a small quota.
 TOGETHER = 10
-#: An id that no task has, for a look into the storage.
+#: An id that no task has, for a look into the storage; and a claim that nobody makes.
 NO_TASK = "psqd-check"
 
 
@@ -194,9 +194,11 @@ class Check:
 
         storage: Storage | None = self._try("storage", storage_of, config.storage, config.broker)
         if storage is not None:
-            look = storage.get
+            known = storage
             try:
-                self._in_time(lambda: look([NO_TASK]))
+                self._in_time(lambda: known.get([NO_TASK]))
+                if self._in_time(lambda: known.claim(NO_TASK, NO_TASK, 1.0)):  # may we write?
+                    self._in_time(lambda: known.release(NO_TASK, NO_TASK))
             except TimeoutError:
                 self.wrong("storage", f"{storage.url} can't be reached: no answer in {self.patience:g} s")
             except Exception as error:

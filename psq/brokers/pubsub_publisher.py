@@ -11,6 +11,7 @@ from psq.brokers import pubsub_wire as wire
 from psq.brokers.base import Outgoing, QueueSpec
 from psq.brokers.pubsub_admin import Admin
 from psq.brokers.pubsub_names import Names
+from psq.brokers.pubsub_permissions import PUBLISH
 from psq.concurrency import call_later
 from psq.errors import MessageTooLarge, PsqError
 from psq.google.channel import Channel, Method
@@ -129,6 +130,8 @@ class _Topic:
                 self._failed(items, error, finish)
             elif error.code == "INVALID_ARGUMENT":
                 finish(error)  # bisected: others may be good
+            elif error.code == "PERMISSION_DENIED":
+                finish([self._publisher.denied(error)] * len(items))
             else:
                 finish([error] * len(items))
 
@@ -230,6 +233,10 @@ class Publisher:
             self._post(done, None, translated)
 
         topic.group.add(item, len(framed), ended, deadline=item.deadline)
+
+    def denied(self, error: CallError) -> CallError:
+        """With what would allow it."""
+        return CallError(error.code, f"{error.details}: {self._admin.missing(PUBLISH)}")
 
     def ready(self, queue: QueueSpec) -> None:
         """A consumer has made sure of this queue already."""
