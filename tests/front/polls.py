@@ -91,6 +91,11 @@ class Polls:
         self.cancelled += 1
         self._return(subscription, response)
 
+    def deleted(self, subscription: str) -> None:
+        """A subscription is no more: another of its name gets none of its polls."""
+        for poll in self._orphans.pop(subscription, []):
+            poll.task.cancel()
+
     async def _answer(self, subscription: str, poll: _Poll) -> bytes:
         try:
             await asyncio.wait([poll.task], timeout=HOLD)  # which does not cancel it when we are
@@ -120,9 +125,9 @@ class Polls:
         return None
 
     def _orphan_ended(self, subscription: str, poll: _Poll) -> None:
-        orphans = self._orphans[subscription]
+        orphans = self._orphans.get(subscription, [])
         if poll not in orphans:
-            return  # adopted
+            return  # adopted, or of a subscription that was deleted
         orphans.remove(poll)
         if not poll.task.cancelled() and poll.task.exception() is None:
             self._return(subscription, poll.task.result())

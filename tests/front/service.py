@@ -197,6 +197,8 @@ class Service(grpc.GenericRpcHandler):
         return await self.polls.pull(call.parsed, min(most, call.parsed.max_messages))
 
     async def _pass(self, call: _Call) -> bytes:
+        if call.name == "DeleteSubscription":
+            self.polls.deleted(first_text(call.request))
         if not self.manners.enforce_limits:
             return await self._send(call.path, call.request)
         request = self._retentions.request(call.name, call.parsed, call.request)

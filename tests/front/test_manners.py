@@ -181,3 +181,15 @@ def test_a_poll_takes_over_from_an_orphan_of_its_subscription(front: Front, naiv
     naive.publish(b"x")
     assert [one.message.data for one in poll.result().received_messages] == [b"x"]
     assert front.stats()["stranded_by"].get(naive.subscription, 0) == 0
+
+
+def test_a_poll_takes_nothing_over_from_an_orphan_of_a_deleted_subscription(front: Front, naive: Naive) -> None:
+    front.manners(empty=0.0)
+    poll = naive.future(wire.PULL, naive.pull_request())
+    eventually(lambda: front.stats()["polls"] == 1)
+    poll.cancel()
+    eventually(lambda: front.stats()["polls"] == 0)
+    naive.call(wire.DELETE_SUBSCRIPTION, wire.DeleteSubscriptionRequest(subscription=naive.subscription))
+    naive.call(wire.CREATE_SUBSCRIPTION, wire.Subscription(name=naive.subscription, topic=naive.topic))
+    naive.publish(b"x")
+    assert naive.pull() == [b"x"]
