@@ -93,6 +93,21 @@ def wait_until(condition: Callable[[], object], seconds: float, problem: str | C
         time.sleep(0.05)
 
 
+def alive(pid: int) -> bool:
+    """True while the process runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def wait_gone(pids: Sequence[int], at: float) -> None:
+    """Wait until these processes have ended, a monotonic instant at most."""
+    left = max(0.0, at - time.monotonic())
+    wait_until(lambda: not any(map(alive, pids)), left, lambda: f"left over: {[pid for pid in pids if alive(pid)]}")
+
+
 def free_ports(count: int) -> int:
     """The first of `count` loopback ports in a row that are free now."""
     while True:

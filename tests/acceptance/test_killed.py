@@ -10,26 +10,22 @@ from collections import defaultdict
 import pytest
 
 import psq
-from tests.acceptance.processes import wait_until
+from tests.acceptance.processes import wait_gone, wait_until
 from tests.integration import jobs
 from tests.integration.daemons import Psqd, Site
 
 LONG = 200
+#: Seconds of a lease here: what nobody gives back comes again after it, at the latest.
+LEASE = 10
 #: A daemon whose slots are full has no pull out, so nothing is stranded in one.
-BUSY = {"queues": {"long": {"concurrency": LONG}, "busy": {"concurrency": 4}}, "logging": {"tasks": "failures"}}
-
-
-def _prepare(place: Site) -> tuple[Psqd, Psqd, list[str], list[str]]:
-    """Two daemons; the slots of the first full with long tasks, others prefetched on a busy queue."""
-    client = psq.connect(place.broker)
-    long, busy = (psq.Queue(client, name, storage=place.storage) for name in ("long", "busy"))
-    first = place.daemon("first", BUSY).start()
-    # The journal's lines of the second start tell who took a task over.
-    ids = [r.id for r in long.enqueue_many([(jobs.nap, (20,), {}) for _ in range(LONG)])]
-    place.wait_journal("start", LONG, 60)
-    second = place.daemon("second", BUSY).start()
-    quick = [r.id for r in busy.enqueue_many([(jobs.nap, (0.02,), {}) for _ in range(400)])]
-    return first, second, ids, quick
+BUSY = {
+    "queues": {
+        "long": {"concurrency": LONG, "lease": LEASE},
+        "busy": {"concurrency": 4, "lease": LEASE},
+        "parents": {"concurrency": 1, "lease": LEASE},
+    },
+    "logging": {"tasks": "failures"},
+}
 
 
 def _starts_after(place: Site, instant: float, ids: list[str]) -> dict[str, float]:
@@ -42,31 +38,79 @@ def _starts_after(place: Site, instant: float, ids: list[str]) -> dict[str, floa
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["worker", "keeper"])
-def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(place: Site, victim: str) -> None:
-    first, second, ids, quick = _prepare(place)
-    worker = first.worker_pid()
-    killed_at = time.monotonic()
-    os.kill(worker if victim == "worker" else first.pid, signal.SIGKILL)
-
+def _started_again(place: Site, killed_at: float, ids: list[str], seconds: float) -> list[float]:
+    """Wait until all have started again; how long after the kill, in order."""
     wait_until(
-        lambda: len(_starts_after(place, killed_at, ids)) == LONG,
-        30,
-        lambda: f"{len(_starts_after(place, killed_at, ids))} of {LONG} started again\n{place.logs()}",
+        lambda: len(_starts_after(place, killed_at, ids)) == len(ids),
+        seconds,
+        lambda: f"{len(_starts_after(place, killed_at, ids))} of {len(ids)} started again\n{place.logs()}",
     )
-    again = sorted(_starts_after(place, killed_at, ids).values())
-    print(f"\n{place.broker.partition(':')[0]}, {victim} killed: first {again[0]:.3f} s, last {again[-1]:.3f} s")
+    return sorted(_starts_after(place, killed_at, ids).values())
 
-    place.wait_journal("end", len(ids) + len(quick), 90)
-    assert set(ids) | set(quick) == set(place.runs("end"))
+
+def _kill(daemon: Psqd, victim: str) -> float:
+    """SIGKILL; the monotonic instant of it."""
+    worker = daemon.worker_pid()
+    killed_at = time.monotonic()
+    match victim:
+        case "worker":
+            os.kill(worker, signal.SIGKILL)
+        case "keeper":
+            os.kill(daemon.pid, signal.SIGKILL)
+        case "keeper's group":
+            assert os.getpgid(daemon.pid) == daemon.pid
+            os.killpg(daemon.pid, signal.SIGKILL)
+        case "both":
+            os.kill(daemon.pid, signal.SIGSTOP)  # it must not get a word in between
+            os.kill(worker, signal.SIGKILL)
+            os.kill(daemon.pid, signal.SIGKILL)
+    return killed_at
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "keeper", "keeper's group", "both"])
+def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(place: Site, victim: str) -> None:
+    first = place.daemon("first", BUSY)
+    second = place.daemon("second", {"queues": {"busy": {"concurrency": 4}}})
+    first.prefix = ["setsid"]
+    for daemon in (first, second):
+        daemon.start(wait=False)
+    client = psq.connect(place.broker)
+    long, busy, parents = (psq.Queue(client, name, storage=place.storage) for name in ("long", "busy", "parents"))
+    gate = place.folder / "gate"
+    ids = [r.id for r in long.enqueue_many([(jobs.until, (str(gate),), {}) for _ in range(LONG)])]
+    parent = parents.enqueue(jobs.parent, str(gate))
+    place.wait_journal("start", LONG + 1, 60)
+    quick = [r.id for r in busy.enqueue_many([(jobs.nap, (0.02,), {}) for _ in range(400)])]
+    second.wait_line(r"ready: \d+ queues")
+    second.configure(BUSY)
+    second.signal(signal.SIGHUP)
+    second.wait_line("reloaded")
+    worker = first.worker_pid()
+    killed_at = _kill(first, victim)
+
+    again = _started_again(place, killed_at, ids, 30)
+    print(f"\n{place.broker.partition(':')[0]}, {victim} killed: first {again[0]:.3f} s, last {again[-1]:.3f} s")
+    if victim != "both":  # then nobody is left to end it
+        [child] = [int(line[4]) for line in place.journal("child") if int(line[2]) == worker]
+        wait_gone([worker, child], killed_at + 3)
+
+    gate.touch()
+    everything = {*ids, *quick, parent.id}
+    place.wait_journal("end", len(everything), 90)
+    assert set(place.runs("end")) == everything
     if victim == "worker":
-        first.wait_line(r"worker .* (ended|died|was killed)", 5)
+        first.wait_line(r"worker .* ended: SIGKILL", 5)
         assert first.stop() == 0
     assert second.stop() == 0
-    place.nothing_left()
-    assert again[0] <= 1.0, place.logs()
-    assert again[-1] <= 3.0
+    if victim != "both":
+        place.nothing_left()
+    if victim == "both":
+        assert LEASE / 2 < again[0], "somebody has given it back, so this is not the case that it says"
+        assert again[-1] <= LEASE + 5, place.logs()
+    else:
+        assert again[0] <= 1.0, place.logs()
+        assert again[-1] <= 3.0
 
 
 @pytest.mark.slow

@@ -47,6 +47,14 @@ def nap(seconds: float) -> str:
     return "slept"
 
 
+def until(path: str) -> None:
+    """Yields until a file is there."""
+    journal("start")
+    while not os.path.exists(path):
+        time.sleep(0.1)
+    journal("end")
+
+
 def stubborn(seconds: float) -> str:
     """Swallows the interrupt of a daemon that stops."""
     journal("start", seconds)
@@ -117,14 +125,15 @@ def child() -> int:
     return subprocess.run([sys.executable, "-c", "pass"], check=True, timeout=60).returncode
 
 
-def parent(seconds: float) -> int:
-    """A subprocess that takes a while; the journal has its id."""
-    journal("start", seconds)
-    process = subprocess.Popen(["sleep", str(seconds)])
-    journal("child", process.pid)
-    code = process.wait()
-    journal("end", seconds)
-    return code
+def parent(path: str) -> None:
+    """Has a subprocess, the journal has its id, until a file is there."""
+    journal("start")
+    with subprocess.Popen(["sleep", "600"]) as process:
+        journal("child", process.pid)
+        while not os.path.exists(path):
+            time.sleep(0.1)
+        process.kill()
+    journal("end")
 
 
 def enqueues(queue: str, count: int) -> list[str]:
@@ -157,6 +166,13 @@ def exits() -> None:
 
 def big(size: int) -> str:
     return "x" * size
+
+
+def unlike() -> str:
+    """Returns something else each time."""
+    value = os.urandom(8).hex()
+    journal("run", value)
+    return value
 
 
 def unstorable() -> object:
