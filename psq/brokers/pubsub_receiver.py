@@ -341,9 +341,18 @@ class PubSubReceiver(Receiver):
     def resume(self, *, sure: bool = True) -> None:
         """The subscription was mended: go on at once.
 
+        Pulls that are still out may wait at the one that was deleted, until their own timeout.
+
         Args:
             sure: It was seen; else `missing` stays until a receive is answered.
         """
+        with self._lock:
+            stale, self._pulls = self._pulls, set()
+            self._long, self._out, self._busy = None, 0, False
+            self._count()
+        for pull in stale:
+            if pull.call is not None:
+                pull.call.cancel()
         self._gone = False
         if sure:
             self.missing = ""

@@ -118,19 +118,24 @@ class Service(grpc.GenericRpcHandler):
         if half:
             await asyncio.sleep(half)
         try:
-            response = await self._effect(self._admit(path, name, request, metadata))
+            call = self._admit(path, name, request, metadata)
+            response = await self._effect(call)
         except (Refused, grpc.aio.AioRpcError):
             if half:
                 await asyncio.sleep(half)
             raise
         if half:
-            try:
-                await asyncio.sleep(half)
-            except asyncio.CancelledError:
-                if name == "Pull":
-                    self.polls.gone(limits.parse(name, request).subscription, response)
-                raise
+            await self._on_its_way(call, response, half)
         return response
+
+    async def _on_its_way(self, call: _Call, response: bytes, seconds: float) -> None:
+        """The answer travels; where its client goes away meanwhile, nobody gets it."""
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            if call.name == "Pull":
+                self.polls.gone(call.parsed.subscription, response)
+            raise
 
     def _admit(self, path: str, name: str, request: bytes, metadata: dict[str, str]) -> _Call:
         try:
@@ -158,7 +163,7 @@ class Service(grpc.GenericRpcHandler):
             response = await (self._pull(call) if call.name == "Pull" else self._pass(call))
         for rule in call.rules:
             if rule.answer_delay:
-                await asyncio.sleep(rule.answer_delay)
+                await self._on_its_way(call, response, rule.answer_delay)
             if rule.drop_answer:
                 raise Refused(
                     rule.status or "UNAVAILABLE", rule.details or "the answer was lost, by a rule of the front"

@@ -380,6 +380,17 @@ def test_what_is_missing_is_told_until_it_was_seen_again_and_empty_answers_are_n
     assert not rig.receiver.missing
 
 
+def test_after_a_mend_nobody_waits_for_the_polls_at_what_was_deleted(rig: Rig) -> None:
+    call = rig.begin(5)
+    rig.receiver.resume()
+    assert call.cancelled
+    assert asked(rig) == [5]
+    rig.channel.open[0].answer(messages(2))
+    assert len(rig.got) == 2
+    assert asked(rig) == [3]
+    assert rig.receiver.stats["errors"] == 0
+
+
 def test_a_copy_for_another_member_is_acked_unseen_and_leaves_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(monkeypatch, QueueSpec("fleet", broadcast=True, member="here-0"))
     call = rig.begin(3)
