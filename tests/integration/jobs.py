@@ -136,6 +136,12 @@ def parent(path: str) -> None:
     journal("end")
 
 
+def orphan() -> None:
+    """Leaves a process behind whose parent has ended."""
+    subprocess.run(["sh", "-c", "sleep 600 >/dev/null 2>&1 &"], check=True)
+    journal("orphan")
+
+
 def enqueues(queue: str, count: int) -> list[str]:
     """A task that enqueues."""
     q = psq.Queue(psq.current_queue.client, queue)
