@@ -27,10 +27,10 @@ ModifyRequest: Any = types.ModifyAckDeadlineRequest.pb()
 
 
 class _Poll:
-    __slots__ = ("asked", "task")
+    __slots__ = ("asked", "life", "task")
 
-    def __init__(self, asked: int, task: asyncio.Task[bytes]) -> None:
-        self.asked, self.task = asked, task
+    def __init__(self, asked: int, life: int, task: asyncio.Task[bytes]) -> None:
+        self.asked, self.life, self.task = asked, life, task
 
 
 class Polls:
@@ -58,6 +58,7 @@ class Polls:
         self.now = 0
         self._send, self._give_back = send, give_back
         self._orphans: dict[str, list[_Poll]] = defaultdict(list)
+        self._lives: Counter[str] = Counter()  # how often a subscription was deleted
         self._tasks: set[asyncio.Task[Any]] = set()
         self.reset()
 
@@ -93,6 +94,7 @@ class Polls:
 
     def deleted(self, subscription: str) -> None:
         """A subscription is no more: another of its name gets none of its polls."""
+        self._lives[subscription] += 1
         for poll in self._orphans.pop(subscription, []):
             poll.task.cancel()
 
@@ -109,12 +111,15 @@ class Polls:
         return poll.task.result()
 
     def _abandon(self, subscription: str, poll: _Poll) -> None:
+        if poll.life != self._lives[subscription]:  # it waits at one that was deleted
+            poll.task.cancel()
+            return
         self._orphans[subscription].append(poll)
         poll.task.add_done_callback(lambda task: self._orphan_ended(subscription, poll))
 
     def _begin(self, subscription: str, most: int, *, immediately: bool) -> _Poll:
         request = PullRequest(subscription=subscription, max_messages=most, return_immediately=immediately)
-        return _Poll(most, self._keep(self._send(request.SerializeToString())))
+        return _Poll(most, self._lives[subscription], self._keep(self._send(request.SerializeToString())))
 
     def _adopt(self, subscription: str, most: int) -> _Poll | None:
         orphans = self._orphans.get(subscription, [])
