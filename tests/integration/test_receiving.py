@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import psq
 from psq.brokers import pubsub_maker
 from psq.brokers.base import Broker, Delivery, QueueSpec, Receiver
 from psq.brokers.pubsub import PubSubBroker
@@ -19,6 +20,8 @@ from psq.message import decode
 from tests.contract.helpers import PATIENCE, Answer, ack, nack, outgoing, publish, receiving, stop
 from tests.front.client import Front
 from tests.front.helpers import eventually
+from tests.integration import receiving_jobs
+from tests.integration.daemons import Site
 
 QUEUE = QueueSpec("work")
 ROUND_TRIP, SHORT = 0.25, 20
@@ -271,3 +274,19 @@ def test_a_stop_that_lets_pulls_answer_strands_nothing(make: Make, front: Front)
 def test_a_stop_that_cancels_at_once_would(make: Make, front: Front) -> None:
     """What the grace is there for; if this fails, it is not needed any more."""
     assert strands(make, front, 0.0) == 1
+
+
+def test_a_daemon_runs_tasks_of_nearly_ten_megabytes_each_once(front_site: Site) -> None:
+    config = {
+        "queues": {"work": {"concurrency": 2}},
+        "storage": "none",
+        "imports": ["tests.integration.receiving_jobs"],
+    }
+    daemon = front_site.daemon("a", config).start()
+    queue = psq.Queue(psq.connect(front_site.broker), "work", storage=None)
+    sent = [queue.enqueue(receiving_jobs.measured, "x" * 9_900_000).id for _ in range(3)]
+    front_site.wait_journal("run", len(sent), 60)
+    assert daemon.stop() == 0
+    assert front_site.runs() == Counter(sent)
+    assert {line[4] for line in front_site.journal("run")} == {"9900000"}
+    front_site.nothing_left()
