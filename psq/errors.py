@@ -102,7 +102,13 @@ class MessageInvalid(PsqError, ValueError):
 
 
 class MessageTooNew(MessageInvalid):
-    """A payload has a wire version that this psq does not know yet."""
+    """A payload has a wire version that this psq does not know yet.
+
+    Attributes:
+        task_id: The task's id, which stands at the same place in all versions; "" where it has none.
+    """
+
+    task_id: str = ""
 
 
 class BrokerError(PsqError):
@@ -164,7 +170,14 @@ class StorageUnavailable(StorageError, ConnectionError):
 
 
 class StorageRefused(StorageError):
-    """The storage refuses this record or request, and would again."""
+    """The storage refuses this record or request, and would again.
+
+    Attributes:
+        everything: It refuses whatever it is asked (no permission, no such database, a file that is not
+            writable): nothing is wrong with this record.
+    """
+
+    everything: bool = False
 
 
 class NoStorage(PsqError):

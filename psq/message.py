@@ -193,7 +193,7 @@ def decode(data: bytes) -> Message:
     """Read a document.
 
     Raises:
-        MessageTooNew: Written by a newer psq; its other keys were not looked at.
+        MessageTooNew: Written by a newer psq; of its other keys only the id was looked at.
         MessageInvalid: Not a message of ours; the text says what is wrong. No other error leaves here.
     """
     try:
@@ -205,7 +205,10 @@ def decode(data: bytes) -> Message:
     version = document.get("v")
     if version != WIRE_VERSION or type(version) is not int:
         if type(version) is int and version > WIRE_VERSION:
-            raise MessageTooNew(f"wire version {version} is newer than {WIRE_VERSION}, which this psq reads")
+            newer = MessageTooNew(f"wire version {version} is newer than {WIRE_VERSION}, which this psq reads")
+            task_id = document.get("id")
+            newer.task_id = task_id if type(task_id) is str and _is_id(task_id) else ""
+            raise newer
         raise MessageInvalid(f"no wire version that we know: {str(version)[:40]!r}")
     try:
         message = Message(

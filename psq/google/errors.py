@@ -98,6 +98,11 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, CallError) and error.transient
 
 
+#: Statuses that no record is at fault for.
+_NOT_THE_RECORD = frozenset(
+    {"PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
+)
+
 #: What grants access to Datastore.
 _MISSING_ROLE = (
     " (reading takes roles/datastore.viewer, writing roles/datastore.user: gcloud projects add-iam-policy-binding "
@@ -153,5 +158,7 @@ def storage_error(error: Exception, what: str) -> PsqError:
         text = f"{what}: {error}{_MISSING_ROLE if error.code == 'PERMISSION_DENIED' else _hint(error)}"
         if error.transient and error.code != "UNAUTHENTICATED":
             return StorageUnavailable(text)
-        return StorageRefused(text)
+        refused = StorageRefused(text)
+        refused.everything = error.code in _NOT_THE_RECORD
+        return refused
     return StorageRefused(f"{what}: {type(error).__name__}: {error}")

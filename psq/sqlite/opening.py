@@ -68,6 +68,8 @@ def translate(error: BaseException, kinds: Kinds, path: str) -> PsqError:
     kind = kinds.unavailable if is_transient(error) else kinds.refused
     text = _HELP.get(_code(error), "")
     ours = kind(f"{path}: {text} ({error})" if text else f"{path}: {error}")
+    if isinstance(ours, StorageRefused):
+        ours.everything = bool(text)
     ours.__cause__ = error
     return ours
 

@@ -298,7 +298,10 @@ class Api:
 def translated(error: Exception, what: str) -> PsqError:
     """The error that leaves the storage for one of a call."""
     result = storage_error(error, f"Datastore, {what}")
-    return StorageRefused(str(result)) if isinstance(result, BrokerError) else result
+    if isinstance(result, BrokerError):  # no credentials
+        result = StorageRefused(str(result))
+        result.everything = True
+    return result
 
 
 def closed_error() -> StorageUnavailable:

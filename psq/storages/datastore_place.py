@@ -191,5 +191,7 @@ def _default_project() -> str:
     try:
         _, project = google.auth.default()
     except DefaultCredentialsError as error:
-        raise StorageRefused(f"no credentials for Datastore: {error}") from error
+        refused = StorageRefused(f"no credentials for Datastore: {error}")
+        refused.everything = True
+        raise refused from error
     return project or ""

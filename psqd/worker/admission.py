@@ -26,10 +26,10 @@ QUIET = 10.0
 log = logging.getLogger("psqd")
 
 
-def unreadable(delivery: Delivery, queue: str) -> Message:
+def unreadable(delivery: Delivery, queue: str, known_id: str = "") -> Message:
     """A stand-in for a message that can't be decoded, so that its dead letter has an id."""
     try:
-        task_id = check_id(delivery.attributes.get("psq-id", ""))
+        task_id = known_id or check_id(delivery.attributes.get("psq-id", ""))
     except ConfigError:
         task_id = "bad-" + hashlib.sha256(delivery.data).hexdigest()[:32]
     return Message(task_id, delivery.attributes.get("psq-function", ""), queue=queue, enqueued_at=0.0)
@@ -48,7 +48,7 @@ class Admission:
         try:
             return decode(delivery.data)
         except MessageTooNew as error:
-            message = unreadable(delivery, self._queue)
+            message = unreadable(delivery, self._queue, error.task_id)
             return message, self._unknown(message, "too new", str(error))
         except MessageInvalid as error:
             return unreadable(delivery, self._queue), Dead("undecodable", f"MessageInvalid: {error}")
@@ -78,7 +78,9 @@ class Admission:
             self._first_seen.pop(message.id, None)
             return Dead(reason, text)
         if now - self._told.get(text, -QUIET) >= QUIET:
-            self._told = {text: now}
+            self._told[text] = now
+            if len(self._told) > REMEMBERED:
+                del self._told[next(iter(self._told))]
             log.warning(
                 "task %s of queue %s waits: %s; it is tried again until it has waited %.0f s, then it is a dead letter",
                 message.id,

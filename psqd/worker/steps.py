@@ -181,8 +181,8 @@ class Steps:
             log.warning("an ack on queue %s was not taken, the task may run again: %s", self.name, error)
 
     def _unstorable(self, attempt: Attempt, record: TaskRecord, error: Exception) -> bool:
-        """One result that storage refuses fails its own task, never others."""
-        if record.state != FINISHED or not isinstance(error, StorageRefused):
+        """One result that storage refuses fails its own task, never others. One that it refuses as all else waits."""
+        if record.state != FINISHED or not isinstance(error, StorageRefused) or error.everything:
             return False
         self.counters.outcomes["unstorable"] += 1
         failed = {"type": "psq.errors:StorageRefused", "message": str(error), "traceback": ""}

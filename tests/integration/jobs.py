@@ -120,6 +120,23 @@ def kills(how: str) -> None:
                 hoard.append(b"x" * (8 << 20))
 
 
+def hoards(seconds: float, spare: int = 0) -> int:
+    """Takes all the memory that there is, down to the last kilobytes, and keeps it for a while."""
+    journal("start")
+    hoard: list[bytes] = []
+    for size in (8 << 20, 1 << 20, 64 << 10, 4 << 10, 512):
+        with contextlib.suppress(MemoryError):
+            while True:
+                hoard.append(bytes(size))
+    while spare > 0 and hoard:
+        spare -= len(hoard.pop())
+    time.sleep(seconds)
+    count = len(hoard)
+    hoard.clear()
+    journal("end")
+    return count
+
+
 def child() -> int:
     """A subprocess, as thumbnailers make them."""
     return subprocess.run([sys.executable, "-c", "pass"], check=True, timeout=60).returncode

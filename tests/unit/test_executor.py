@@ -172,6 +172,18 @@ def test_a_state_that_storage_refuses_is_stored_later_and_the_task_does_not_run_
     assert delivery.slot == -1
 
 
+def test_a_result_waits_for_a_storage_that_refuses_everything(quick: None) -> None:
+    bench = Bench()
+    refused = StorageRefused("no permission")
+    refused.everything = True
+    bench.outside.answers["put"] = refused
+    bench.run(message("add", 1, 1))
+    wait_for(lambda: bench.outside.names() == ["put"] * 3)
+    bench.outside.answers.clear()
+    wait_for(lambda: bench.outside.names()[3:] == ["put", "ack"])
+    assert bench.outside.calls[3][1] == ("finished", b"2", None, "id-1")
+
+
 def test_a_step_is_not_taken_again_once_its_delivery_was_given_back(quick: None) -> None:
     bench = Bench()
     bench.outside.answers["put"] = StorageRefused("no permission")
@@ -264,6 +276,26 @@ def test_a_newer_wire_version_waits() -> None:
     bench = Bench()
     bench.executor.run(bench.delivery(encode(message("add")).replace(b'"v":1', b'"v":9')))
     assert bench.outside.names() == ["park"]
+
+
+def test_a_newer_wire_version_is_known_by_its_id_where_there_are_no_attributes() -> None:
+    bench = Bench()
+    bench.runtime.unknown_function_grace = 0.0
+    bench.executor.run(bench.delivery(encode(message("add")).replace(b'"v":1', b'"v":9')))
+    assert bench.outside.names() == ["put_dead", "put", "ack"]
+    letter = bench.outside.calls[0][1]
+    assert (letter.id, letter.reason) == ("id-1", "too new")
+    assert bench.outside.calls[1][1][3] == "id-1"
+
+
+def test_what_is_not_known_yet_is_told_once_in_a_while_however_many_there_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench = Bench()
+    for _ in range(5):
+        for name in ("of_tomorrow", "of_next_week"):
+            bench.run(message(name))
+    assert caplog.text.count("of_tomorrow here, yet") == caplog.text.count("of_next_week here, yet") == 1
 
 
 def test_an_unknown_function_waits_and_is_a_dead_letter_after_the_grace() -> None:

@@ -26,7 +26,9 @@ def test_what_the_server_refuses_is_refused(code: str) -> None:
     assert not error.sent
     assert error.from_server
     assert isinstance(broker_error(error, "doing"), BrokerRefused)
-    assert isinstance(storage_error(error, "doing"), StorageRefused)
+    refused = storage_error(error, "doing")
+    assert isinstance(refused, StorageRefused)
+    assert refused.everything == (code != "INVALID_ARGUMENT")  # the others would refuse any record
 
 
 @pytest.mark.parametrize(

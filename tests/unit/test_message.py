@@ -146,8 +146,12 @@ def test_a_document_with_anything_in_its_keys_is_read_or_invalid(changes: dict[s
 
 
 def test_a_newer_version_is_told_apart_and_its_other_keys_are_not_looked_at() -> None:
-    with pytest.raises(MessageTooNew, match="wire version 2 is newer than 1"):
+    with pytest.raises(MessageTooNew, match="wire version 2 is newer than 1") as caught:
         decode(b'{"v": 2, "anything": "else"}')
+    assert caught.value.task_id == ""
+    with pytest.raises(MessageTooNew) as caught:  # the id stands there in all versions
+        decode(b'{"v": 2, "id": "of-tomorrow", "anything": "else"}')
+    assert caught.value.task_id == "of-tomorrow"
     assert WIRE_VERSION == 1
 
 

@@ -10,7 +10,7 @@ import pytest
 from psq.brokers.base import QueueSpec
 from psq.brokers.sqlite import SQLiteBroker
 from psq.errors import BrokerRefused, StorageRefused
-from psq.sqlite.opening import connect, reader
+from psq.sqlite.opening import STORAGE, connect, reader, translate
 from psq.sqlite.schema import VERSION
 from psq.storages.sqlite import SQLiteStorage
 from tests.contract.helpers import outgoing, publish
@@ -112,3 +112,16 @@ def test_a_reader_makes_no_file(path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError):
         reader(str(path))
     assert not path.exists()
+
+
+def test_what_is_wrong_with_the_file_is_no_fault_of_the_record() -> None:
+    def refused(code: int) -> StorageRefused:
+        error = sqlite3.OperationalError("no")
+        error.sqlite_errorcode = code
+        ours = translate(error, STORAGE, "/x")
+        assert isinstance(ours, StorageRefused)
+        return ours
+
+    assert refused(sqlite3.SQLITE_READONLY).everything
+    assert refused(sqlite3.SQLITE_CORRUPT).everything
+    assert not refused(sqlite3.SQLITE_TOOBIG).everything
