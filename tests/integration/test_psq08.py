@@ -5,43 +5,55 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import psq
+from tests.front.client import Front
 from tests.integration import jobs
 from tests.integration.daemons import Site, site
 
 
-@pytest.fixture
-def google_site(
-    tmp_path: Path, pubsub_emulator: str, datastore_emulator: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Site]:
-    """Pub/Sub and Datastore, a project of their own."""
-    emulators = {"PUBSUB_EMULATOR_HOST": pubsub_emulator, "DATASTORE_EMULATOR_HOST": datastore_emulator}
-    for name, address in emulators.items():
-        monkeypatch.setenv(name, address)
-    project = f"p-{uuid.uuid4().hex[:8]}"
-    with site(tmp_path, f"pubsub://{project}", f"datastore://{project}", **emulators) as it:
-        yield it
+class Google(NamedTuple):
+    """Google's own clients, and where daemons run that meet them."""
+
+    site: Site
+    publisher: Any
+    subscriber: Any
+    project: str
+    store: Any
 
 
-@pytest.fixture
-def clients(google_site: Site) -> Iterator[tuple[Any, Any, str, Any]]:
-    """Publisher, subscriber, project and Datastore's client, as psq 0.8's README made them."""
+@pytest.fixture(params=["emulators", "front"])
+def google(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Google]:
+    """Pub/Sub and Datastore, a project of their own, and clients as psq 0.8's README made them."""
     from google.cloud import datastore, pubsub_v1
 
-    project = google_site.broker.removeprefix("pubsub://")
-    publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
-    store = datastore.Client(project=project)  # type: ignore[no-untyped-call]
-    yield publisher, subscriber, project, store
+    project = f"p-{uuid.uuid4().hex[:8]}"
+    if request.param == "front":
+        front: Front = request.getfixturevalue("front")
+        environment, options = front.environment(), {"api_endpoint": front.endpoint}
+        query = f"?endpoint={front.endpoint}"
+    else:
+        environment = {
+            "PUBSUB_EMULATOR_HOST": request.getfixturevalue("pubsub_emulator"),
+            "DATASTORE_EMULATOR_HOST": request.getfixturevalue("datastore_emulator"),
+        }
+        options, query = None, ""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    publisher = pubsub_v1.PublisherClient(client_options=options)
+    subscriber = pubsub_v1.SubscriberClient(client_options=options)
+    store = datastore.Client(project=project, client_options=options)  # type: ignore[no-untyped-call]
+    with site(tmp_path, f"pubsub://{project}{query}", f"datastore://{project}{query}", **environment) as it:
+        yield Google(it, publisher, subscriber, project, store)
     publisher.transport.close()
     subscriber.close()
 
 
-def test_it_enqueues_and_reads_results_as_it_did(google_site: Site, clients: tuple[Any, Any, str, Any]) -> None:
-    publisher, subscriber, project, store = clients
+def test_it_enqueues_and_reads_results_as_it_did(google: Google) -> None:
+    google_site, publisher, subscriber, project, store = google
     storage = psq.DatastoreStorage(store)
     q = psq.Queue(publisher, subscriber, project, name="fast", storage=storage)
     first = q.enqueue(jobs.adder, 5, 6)
@@ -65,15 +77,15 @@ def test_it_enqueues_and_reads_results_as_it_did(google_site: Site, clients: tup
     assert daemon.stop() == 0
 
 
-def test_without_a_storage_it_says_so_at_once(clients: tuple[Any, Any, str, Any]) -> None:
-    publisher, subscriber, project, _ = clients
+def test_without_a_storage_it_says_so_at_once(google: Google) -> None:
+    _, publisher, subscriber, project, _ = google
     result = psq.Queue(publisher, subscriber, project).enqueue(jobs.adder, 5, 6)
     with pytest.raises(psq.NoStorage):
         result.result()
 
 
-def test_a_broadcast_queue_reaches_every_worker(google_site: Site, clients: tuple[Any, Any, str, Any]) -> None:
-    publisher, subscriber, project, _ = clients
+def test_a_broadcast_queue_reaches_every_worker(google: Google) -> None:
+    google_site, publisher, subscriber, project, _ = google
     settings = {"queues": {"broadcast": {"type": "broadcast"}}}
     daemons = [google_site.daemon(name, settings).start() for name in ("a", "b")]
     result = psq.BroadcastQueue(publisher, subscriber, project).enqueue(jobs.noted)

@@ -13,9 +13,12 @@ from tests.integration.daemons import Site
 QUEUES = {"queues": {"default": {}}, "imports": ["tests.integration.jobs", "tests.integration.short_parks"]}
 
 
+@pytest.mark.parametrize("site", ["pubsub_site", "front_site"])
 @pytest.mark.parametrize("scheduled", [True, False], ids=["schedule", "no storage"])
-def test_what_is_due_beyond_a_park_is_run_once_and_never_early(pubsub_site: Site, scheduled: bool) -> None:
-    place = pubsub_site
+def test_what_is_due_beyond_a_park_is_run_once_and_never_early(
+    request: pytest.FixtureRequest, site: str, scheduled: bool
+) -> None:
+    place: Site = request.getfixturevalue(site)
     config = QUEUES if scheduled else {**QUEUES, "storage": "none"}
     q = psq.Queue(psq.connect(place.broker), storage=place.storage if scheduled else None)
     first, other = (place.daemon(name, config).start() for name in "ab")
