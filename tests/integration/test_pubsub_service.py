@@ -1,11 +1,11 @@
-"""PubSubBroker against the real emulator: what it makes, what it finds, and what it survives."""
+"""PubSubBroker against the real emulator, bare and behind the front: what it makes, what it finds, what it survives."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -16,22 +16,28 @@ from psq.brokers.pubsub import PubSubBroker, from_clients, from_url
 from psq.errors import BrokerRefused, BrokerUnavailable, ConfigError, PublishUnknown
 from psq.message import decode
 from tests.contract.helpers import PATIENCE, Answer, Inbox, ack, outgoing, publish, receiving, stop
+from tests.front.client import Front
 from tests.integration.tcp_proxy import TcpProxy
 
 QUEUE = QueueSpec("work")
 
 
 class Project:
-    """A project of its own on the emulator, and what an operator does there."""
+    """A project of its own, and what an operator does there.
 
-    def __init__(self, address: str) -> None:
-        self.address, self.name = address, f"s-{uuid.uuid4().hex[:12]}"
+    Args:
+        endpoint: ``http://host:port`` of the emulator, or ``host:port`` of the front.
+        retention: Seconds that the server keeps messages at most.
+    """
+
+    def __init__(self, endpoint: str, retention: int) -> None:
+        self.endpoint, self.retention, self.name = endpoint, retention, f"s-{uuid.uuid4().hex[:12]}"
         self._brokers: list[PubSubBroker] = []
         self.operator = self.broker()
 
-    def broker(self, address: str = "", **options: Any) -> PubSubBroker:
+    def broker(self, endpoint: str = "", **options: Any) -> PubSubBroker:
         options.setdefault("poll", 2.0)
-        broker = PubSubBroker(self.name, endpoint=f"http://{address or self.address}", **options)
+        broker = PubSubBroker(self.name, endpoint=endpoint or self.endpoint, **options)
         self._brokers.append(broker)
         return broker
 
@@ -77,18 +83,79 @@ class Project:
             broker.close()
 
 
+class Network(Protocol):
+    """What happens between us and the server; `endpoint` is where it happens, `connections` were made so far."""
+
+    endpoint: str
+
+    @property
+    def connections(self) -> int: ...
+    def cut(self) -> None: ...
+    def lose_answers(self) -> None: ...  # what is published takes effect, and its answer never comes
+    def swallow(self, swallowing: bool) -> None: ...  # when it is over new connections work, old ones never do
+    def close(self) -> None: ...
+
+
+class EmulatorsNetwork:
+    def __init__(self, emulator: str) -> None:
+        self._proxy = TcpProxy(emulator)
+        self.endpoint = f"http://{self._proxy.address}"
+        self.cut, self.close = self._proxy.cut, self._proxy.close
+
+    @property
+    def connections(self) -> int:
+        return self._proxy.accepted
+
+    def lose_answers(self) -> None:
+        self._proxy.muting = True
+
+    def swallow(self, swallowing: bool) -> None:
+        self._proxy.swallowing = swallowing
+
+
+class FrontsNetwork:
+    def __init__(self, front: Front) -> None:
+        self._front, self.endpoint, self.cut = front, front.endpoint, front.cut
+
+    @property
+    def connections(self) -> int:
+        return int(self._front.stats()["connections_made"])
+
+    def lose_answers(self) -> None:
+        self._front.rule("Publish", answer_delay=60.0)
+
+    def swallow(self, swallowing: bool) -> None:
+        if swallowing:
+            self._front.swallow()
+        else:
+            self._front.flow()
+
+    def close(self) -> None:
+        """The fixture resets it."""
+
+
+@pytest.fixture(params=["emulator", "front"])
+def front_or_none(request: pytest.FixtureRequest) -> Front | None:
+    """The front, or None for the bare emulator."""
+    front: Front | None = request.getfixturevalue("front") if request.param == "front" else None
+    return front
+
+
 @pytest.fixture
-def project(pubsub_emulator: str) -> Iterator[Project]:
-    project = Project(pubsub_emulator)
+def project(pubsub_emulator: str, front_or_none: Front | None) -> Iterator[Project]:
+    if front_or_none is None:
+        project = Project(f"http://{pubsub_emulator}", 7 * 86400)
+    else:
+        project = Project(front_or_none.endpoint, 31 * 86400)
     yield project
     project.close()
 
 
 @pytest.fixture
-def proxy(pubsub_emulator: str) -> Iterator[TcpProxy]:
-    proxy = TcpProxy(pubsub_emulator)
-    yield proxy
-    proxy.close()
+def network(pubsub_emulator: str, front_or_none: Front | None) -> Iterator[Network]:
+    network: Network = EmulatorsNetwork(pubsub_emulator) if front_or_none is None else FrontsNetwork(front_or_none)
+    yield network
+    network.close()
 
 
 def eventually(true: Callable[[], object], seconds: float = PATIENCE) -> None:
@@ -107,7 +174,7 @@ def test_the_first_publish_makes_topic_and_subscription_that_keep_messages_and_n
     found = project.found()
     assert found.topic == project.topic()
     assert found.ack_deadline_seconds == 10
-    assert found.message_retention_duration.seconds == 7 * 86400  # the emulator refuses 31 days
+    assert found.message_retention_duration.seconds == project.retention  # the emulator refuses 31 days
     assert found.HasField("expiration_policy")
     assert found.expiration_policy.ttl.seconds == 0
     assert dict(found.labels) == {"psq": "queue"}
@@ -262,7 +329,7 @@ def test_what_is_deleted_under_a_running_daemon_is_noticed_and_made_anew(
 
 
 def test_a_server_that_is_not_there_is_unavailable_and_says_where(project: Project) -> None:
-    broker = project.broker("127.0.0.1:1")
+    broker = project.broker("http://127.0.0.1:1")
     answer = Answer()
     broker.publish(outgoing(QUEUE), answer, timeout=0.5)
     with pytest.raises(BrokerUnavailable, match="psq-work"):
@@ -271,10 +338,10 @@ def test_a_server_that_is_not_there_is_unavailable_and_says_where(project: Proje
         broker.declare(QUEUE)
 
 
-def test_a_publish_whose_answer_is_lost_is_unknown_and_was_accepted(project: Project, proxy: TcpProxy) -> None:
-    broker = project.broker(proxy.address)
+def test_a_publish_whose_answer_is_lost_is_unknown_and_was_accepted(project: Project, network: Network) -> None:
+    broker = project.broker(network.endpoint)
     publish(broker, outgoing(QUEUE, "first"))
-    proxy.muting = True
+    network.lose_answers()
     answer = Answer()
     broker.publish(outgoing(QUEUE, "second"), answer, timeout=1.0)
     with pytest.raises(PublishUnknown) as caught:
@@ -284,8 +351,8 @@ def test_a_publish_whose_answer_is_lost_is_unknown_and_was_accepted(project: Pro
         assert "second" in {decode(d.data).id for d in inbox.take(2)}
 
 
-def test_a_connection_that_is_cut_costs_no_publish_no_ack_and_no_message(project: Project, proxy: TcpProxy) -> None:
-    broker = project.broker(proxy.address)
+def test_a_connection_that_is_cut_costs_no_publish_no_ack_and_no_message(project: Project, network: Network) -> None:
+    broker = project.broker(network.endpoint)
     queue = QueueSpec("work", ack_deadline=60.0)
     with receiving(broker, queue, ask=1000) as (inbox, receiver):
         answers = []
@@ -294,7 +361,7 @@ def test_a_connection_that_is_cut_costs_no_publish_no_ack_and_no_message(project
             broker.publish(outgoing(queue, f"t{number}"), answer, timeout=60.0)
             answers.append(answer)
             if number % 50 == 25:
-                proxy.cut()
+                network.cut()
         for answer in answers:
             answer.get()
         seen: set[str] = set()
@@ -304,20 +371,20 @@ def test_a_connection_that_is_cut_costs_no_publish_no_ack_and_no_message(project
             ack(broker, delivery)
             receiver.ask(1000)
         assert seen == {f"t{number}" for number in range(200)}
-    assert proxy.accepted >= 2
+    assert network.connections >= 2
 
 
 def test_a_connection_that_swallows_everything_is_made_anew_and_the_queue_is_served(
-    project: Project, proxy: TcpProxy
+    project: Project, network: Network
 ) -> None:
-    broker = project.broker(proxy.address, poll=0.5)
+    broker = project.broker(network.endpoint, poll=0.5)
     with receiving(broker, QUEUE) as (inbox, receiver):
         publish(broker, outgoing(QUEUE, "before"))
         ack(broker, inbox.one())
-        proxy.swallowing = True
+        network.swallow(True)
         swallowed_at = time.monotonic()
         eventually(lambda: time.monotonic() - max(receiver.answered_at, swallowed_at) > 1.0)  # not ready meanwhile
-        proxy.swallowing = False  # new connections work; the old one has lost bytes and never will
+        network.swallow(False)  # new connections work; the old one has lost bytes and never will
 
         def renewed() -> bool:
             broker.tick()
@@ -336,16 +403,21 @@ def test_a_url_makes_the_same_broker_again(project: Project) -> None:
     broker = from_url(project.operator.url)
     try:
         publish(broker, outgoing(QUEUE))
-        assert broker.url == project.operator.url == f"pubsub://{project.name}?endpoint=http://{project.address}"
+        assert broker.url == project.operator.url == f"pubsub://{project.name}?endpoint={project.endpoint}"
     finally:
         broker.close()
 
 
-def test_googles_own_clients_give_their_emulator(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_googles_own_clients_give_their_endpoint(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     from google.cloud import pubsub_v1
 
-    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", project.address)
-    publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
+    options = None
+    if project.endpoint.startswith("http://"):
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", project.endpoint.removeprefix("http://"))
+    else:
+        options = {"api_endpoint": project.endpoint}
+    publisher = pubsub_v1.PublisherClient(client_options=options)
+    subscriber = pubsub_v1.SubscriberClient(client_options=options)
     try:
         for clients in ((publisher, subscriber), (None, subscriber)):
             broker = from_clients(*clients, project.name)
