@@ -18,6 +18,7 @@ from psq.brokers.pubsub_receiver import PubSubReceiver
 from psq.concurrency import call_later
 from psq.google.channel import Channel
 from psq.google.errors import CallError
+from psq.google.suspicion import Suspicion
 
 __all__ = ["Watch"]
 
@@ -31,8 +32,6 @@ LIST_FROM, PAGE = 30, 1000
 DENIED_PAUSE = 300.0
 #: Seconds for one look.
 LOOK_TIMEOUT = 10.0
-#: Ticks in a row, each within so many seconds of the last, at which the connection seems stuck before it is made anew.
-SUSPICIONS, TICKS_APART = 3, 3.0
 #: Pauses between attempts to mend a subscription, seconds.
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 
@@ -56,8 +55,8 @@ class Watch:
         self._receivers: weakref.WeakSet[PubSubReceiver] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._probing: list[PubSubReceiver] = []
-        self._renewed_at = self._ticked_at = time.monotonic()
-        self._suspicions = 0
+        self._renewed_at = time.monotonic()
+        self._suspicion = Suspicion()
         self._look_at = self._list_at = 0.0  # not before: they were denied
         self._listing = False
         self._closed = False
@@ -99,17 +98,12 @@ class Watch:
             self._look(receiver, _nothing)
 
     def _unstick(self, receivers: list[PubSubReceiver], now: float) -> None:
-        reason = self._suspicion(receivers, now)
-        # A hub that stood still looks the same at first: its callbacks have not run yet. So three looks in a row.
-        in_a_row = now - self._ticked_at < TICKS_APART
-        self._ticked_at = now
-        self._suspicions = (self._suspicions if in_a_row else 0) + 1 if reason else 0
-        if self._suspicions >= SUSPICIONS:
-            self._suspicions = 0
+        reason = self._doubt(receivers, now)
+        if self._suspicion.confirmed(reason):
             self._renewed_at = now
             self._channel.renew(reason)
 
-    def _suspicion(self, receivers: list[PubSubReceiver], now: float) -> str:
+    def _doubt(self, receivers: list[PubSubReceiver], now: float) -> str:
         """Why the connection may be stuck, or ""."""
         overdue = self._channel.overdue(now)
         if overdue:

@@ -21,6 +21,7 @@ from psq.brokers.base import DeadLetter
 from psq.errors import PsqError
 from psq.fork import reset_after_fork
 from psq.google.channel import Channel
+from psq.google.suspicion import Suspicion
 from psq.group_commit import Done
 from psq.storages.base import (
     CANCELLED,
@@ -135,6 +136,7 @@ class DatastoreStorage(Storage):
     def _forget(self) -> None:
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
+        self._suspicion = Suspicion()
 
     @property
     def url(self) -> str:
@@ -316,7 +318,7 @@ class DatastoreStorage(Storage):
             return
         opened.commits.kick()
         opened.claims.kick()
-        if opened.api.channel.overdue():
+        if self._suspicion.confirmed(opened.api.channel.overdue()):
             opened.api.channel.renew("calls do not end at their own timeout")
 
     def reset_after_fork(self) -> None:

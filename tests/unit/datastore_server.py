@@ -32,6 +32,8 @@ class Server:
         keeps_fail: False: a stale update is skipped and reported instead of refused.
         defers: Keys that a look-up answers at most.
         held: Answers that wait for `release`, while `hold` is set.
+        late: Calls that did not end at their own timeouts.
+        renewed: Why the channel was made anew.
     """
 
     def __init__(self) -> None:
@@ -47,6 +49,8 @@ class Server:
         self.defers = 10_000
         self.hold = False
         self.held: list[Callable[[], None]] = []
+        self.late = 0
+        self.renewed: list[str] = []
         self._version = 0
 
     @property
@@ -85,7 +89,10 @@ class Server:
             self.held.pop(0)()
 
     def overdue(self) -> int:
-        return 0
+        return self.late
+
+    def renew(self, reason: str) -> None:
+        self.renewed.append(reason)
 
     def close(self) -> None:
         pass

@@ -647,7 +647,7 @@ def test_a_hub_that_stood_still_is_no_reason_to_make_the_channel_anew(
     for _ in range(5):
         silence(watching, receiver, 500)
         watching.channel.late = 9
-        watching.watch._ticked_at = time.monotonic() - 60  # stood still again
+        watching.watch._suspicion._at = time.monotonic() - 60  # stood still again
         watching.watch.tick()
     assert watching.channel.renewed == []
     watching.channel.late = 0  # the callbacks have run
