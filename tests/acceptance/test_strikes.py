@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -60,3 +61,28 @@ def test_of_a_thousand_and_one_only_the_killer_is_a_dead_letter(place: Site, how
         assert took <= SOON
         assert daemon.stop() == 0
         place.nothing_left()
+
+
+@pytest.mark.slow
+def test_several_killers_beside_long_tasks_take_no_innocent_with_them(place: Site) -> None:
+    """With one killer after the other an innocent task can be there three times: that alone convicts nobody."""
+    client = psq.connect(place.broker)
+    q = psq.Queue(client, storage=place.storage)
+    config = {"queues": {"default": {"concurrency": 20}}, "logging": {"tasks": "failures"}}
+    daemons = [place.daemon(name, config).start() for name in ("a", "b")]
+    calls: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object]]] = []
+    for n in range(100):
+        if n % 20 == 10:
+            calls.append((jobs.kills, ("segfault" if n % 40 == 10 else "signal",), {}))
+        calls.append((jobs.nap, (2,), {}))
+    results = q.enqueue_many(calls)
+    killers = {r.id for r, call in zip(results, calls, strict=True) if call[0] is jobs.kills}
+    innocents = {r.id for r in results} - killers
+    letters = dead_letters(client.broker, q.storage)
+    wait_until(
+        lambda: {x.id for x in letters.list_dead()} | set(place.runs("end")) >= killers | innocents, 180, place.logs
+    )
+    assert {x.id for x in letters.list_dead()} == killers, place.logs()
+    assert set(place.runs("end")) == innocents
+    assert [daemon.stop() for daemon in daemons] == [0, 0]
+    place.nothing_left()

@@ -112,6 +112,8 @@ def kills(how: str) -> None:
     match how:
         case "signal":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "group":  # as `trap "kill 0" EXIT` does in shell scripts
+            os.killpg(0, signal.SIGKILL)
         case "segfault":
             ctypes.string_at(0)
         case "memory":

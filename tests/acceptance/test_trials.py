@@ -1,0 +1,118 @@
+"""A task whose workers died twice runs in a process of its own: as any task does, and whatever ends around it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+import psq
+from psq.brokers.base import Outgoing
+from psq.concurrency import Waiter
+from psq.message import Message, attributes, encode
+from psq.serializers import dump_call
+from psq.storages.sqlite import SQLiteStorage
+from tests.acceptance.processes import wait_until
+from tests.integration import jobs
+from tests.integration.daemons import Site
+
+CONFIG = {"queues": {"default": {"concurrency": 5, "retry": {"first": 0.1}}}, "shutdown_timeout": 5}
+
+
+def send_suspect(place: Site, function: Callable[..., object], *args: object, **more: object) -> psq.TaskResult:
+    """Enqueue a task that has two strikes."""
+    q = psq.Queue(psq.connect(place.broker), storage=place.storage)
+    strikes = [{"signal": "SIGKILL", "host": "h", "at": time.time() - n} for n in range(2)]
+    name = f"{function.__module__}:{function.__qualname__}"
+    tagged, _ = dump_call(args, {}, name)
+    message = Message(os.urandom(8).hex(), name, tagged, {}, strikes=strikes, **more)  # type: ignore[arg-type]
+    waiter = Waiter()
+    out = Outgoing(q.spec, encode(message), attributes(message), None, message.id)
+    q.client.broker.publish(out, lambda _, error: waiter.set(error))
+    assert waiter.wait(20)
+    assert waiter.value is None
+    return psq.TaskResult(message.id, q)
+
+
+def pid_of(place: Site, result: psq.TaskResult, start: int = 0) -> int:
+    """The process in which a start of a task happened."""
+    wait_until(lambda: place.runs("start")[result.id] > start, 30, place.logs)
+    return int([line for line in place.journal("start") if line[1] == result.id][start][2])
+
+
+def test_it_runs_there_as_any_task_does(front_site: Site) -> None:
+    place = front_site
+    daemon = place.daemon("a", CONFIG).start()
+    who = send_suspect(place, jobs.who)
+    seen = who.result(timeout=30)
+    assert (seen["id"], seen["queue"], seen["current_queue"]) == (who.id, "default", "default")
+    assert (seen["attempt"], seen["strikes"]) == (1, 2)
+    assert send_suspect(place, jobs.enqueues_on_own_queue).result(timeout=30) == [True, 42]
+    assert send_suspect(place, jobs.fails_until, 2, retries=2).result(timeout=30) == 2
+    with pytest.raises(psq.TaskFailed, match=r"time_limit of 0\.5 s"):
+        send_suspect(place, jobs.nap, 30, time_limit=0.5).result(timeout=30)
+    with pytest.raises(ValueError, match="oh"):
+        send_suspect(place, jobs.fails, "oh").result(timeout=30)
+    with pytest.raises(psq.TaskFailed, match="result of"):
+        send_suspect(place, jobs.unstorable).result(timeout=30)
+    beside = psq.Queue(psq.connect(place.broker), storage=place.storage)
+    worker = daemon.worker_pid()
+    assert beside.enqueue(jobs.nap, 0.01).result(timeout=20) == "slept"
+    pids = {int(line[2]) for line in place.journal("run")}
+    assert len(pids) == 1
+    assert worker not in pids
+    assert int(place.journal("end")[-1][2]) == worker
+    assert daemon.stop() == 0
+    place.nothing_left()
+
+
+def test_who_kills_its_whole_process_group_there_leaves_the_worker_alone(sqlite_site: Site) -> None:
+    daemon = sqlite_site.daemon("a", CONFIG).start()
+    worker = daemon.worker_pid()
+    with pytest.raises(psq.TaskFailed, match="worker died"):
+        send_suspect(sqlite_site, jobs.kills, "group").result(timeout=30)
+    assert daemon.worker_pid() == worker
+    assert send_suspect(sqlite_site, jobs.adder, 1, 2).result(timeout=30) == 3
+
+
+@pytest.mark.parametrize(
+    "victim", ["worker", pytest.param("keeper", marks=pytest.mark.slow), pytest.param("both", marks=pytest.mark.slow)]
+)
+def test_it_ends_with_its_worker_and_runs_again_without_a_strike(sqlite_site: Site, victim: str) -> None:
+    config = {**CONFIG, "queues": {"default": {"ack_deadline": 10, "lease": 10}}}
+    first = sqlite_site.daemon("first", config).start()
+    result = send_suspect(sqlite_site, jobs.nap, 3)
+    pid = pid_of(sqlite_site, result)
+    alone = psutil.Process(pid)
+    worker = first.worker_pid()
+    assert pid != worker
+    pids = {"worker": [worker], "keeper": [first.pid], "both": [first.pid, worker]}[victim]
+    for one in pids:
+        os.kill(one, signal.SIGKILL)
+    gone, _ = psutil.wait_procs([alone], timeout=3)
+    assert gone
+    if victim != "worker":
+        sqlite_site.nothing_left()
+        sqlite_site.daemon("second", config).start()
+    assert pid_of(sqlite_site, result, start=1) != pid
+    assert result.result(timeout=40) == "slept"
+    assert SQLiteStorage(sqlite_site.broker.removeprefix("sqlite://")).get_dead(result.id) == []
+
+
+def test_a_stop_gives_back_who_runs_alone_and_who_waits_for_it(sqlite_site: Site) -> None:
+    first = sqlite_site.daemon("first", {**CONFIG, "shutdown_timeout": 2}).start()
+    runs = send_suspect(sqlite_site, jobs.nap, 6)
+    pid_of(sqlite_site, runs)
+    waits = send_suspect(sqlite_site, jobs.adder, 1, 2)
+    began = time.monotonic()
+    assert first.stop() == 0
+    assert time.monotonic() - began <= 2 + 5
+    sqlite_site.nothing_left()
+    sqlite_site.daemon("second", CONFIG).start()
+    assert waits.result(timeout=30) == 3
+    assert runs.result(timeout=30) == "slept"
+    assert sqlite_site.runs("start")[runs.id] == 2
