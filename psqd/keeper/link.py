@@ -28,12 +28,25 @@ from typing import Any
 from psq.concurrency import native_thread, original
 from psqd.keeper.outbox import Outbox
 
-__all__ = ["ENDED", "FREE", "LINK_VARIABLE", "SLOTS", "STARTED", "KeeperEnd", "Lease", "LinkBroken", "WorkerEnd"]
+__all__ = [
+    "ENDED",
+    "FREE",
+    "LINK_VARIABLE",
+    "NO_MEMORY",
+    "SLOTS",
+    "STARTED",
+    "KeeperEnd",
+    "Lease",
+    "LinkBroken",
+    "WorkerEnd",
+]
 
 #: The environment variable that names the worker's descriptors: ``memory,leases,control``.
 LINK_VARIABLE = "PSQD_LINK"
 #: What the byte of a slot says: not running; its function was called; its function is over.
 FREE, STARTED, ENDED = 0, 1, 2
+#: Exit code of a worker that was out of memory in its own code (100 + ENOMEM).
+NO_MEMORY = 112
 #: Most leases that a worker can hold at once.
 SLOTS = 1 << 20
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from psqd.keeper.intake import Intake
 from psqd.keeper.leases import Leases
-from psqd.keeper.link import KeeperEnd
+from psqd.keeper.link import NO_MEMORY, KeeperEnd
 from psqd.keeper.signals import name_of
 
 __all__ = ["Ended", "Pauses", "Settings", "Worker"]
@@ -80,7 +80,9 @@ class Ended:
     code: int
 
     def __str__(self) -> str:
-        return name_of(-self.code) if self.code < 0 else f"exit {self.code}"
+        if self.code < 0:
+            return name_of(-self.code)
+        return "out of memory" if self.code == NO_MEMORY else f"exit {self.code}"
 
 
 class Worker:

@@ -27,6 +27,7 @@ from psqd.keeper.link import WorkerEnd
 from psqd.worker import logs
 from psqd.worker.contexts import check_contexts
 from psqd.worker.daemon import REFUSED, Daemon, Parts
+from psqd.worker.exhausted import Exhausted
 from psqd.worker.trial import Trial, alone
 
 __all__ = ["main"]
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
         _complain(f"psqd: {error}")
         return REFUSED
     get_hub().start_periodic_monitoring_thread()
+    Exhausted().install()
     if arguments.trial is not None:
         return _try(parts, arguments.trial)
     parts.argv = argv

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections import defaultdict
 
+import psutil
 import pytest
 
 import psq
@@ -180,5 +182,35 @@ def test_a_task_that_kills_its_worker_is_a_dead_letter_after_three_deaths(place:
     assert letter.reason == "worker died"
     assert [death["signal"] for death in letter.deaths] == ["SIGKILL"] * 3
     assert q.enqueue(jobs.adder, 1, 2).result(timeout=20) == 3
+    assert daemon.stop() == 0
+    place.nothing_left()
+
+
+@pytest.mark.slow
+def test_a_worker_out_of_memory_ends_and_what_it_held_is_done(place: Site) -> None:
+    """A limit as of `ulimit -v`: a task sits on all there is, and other allocations fail, psqd's own too."""
+    daemon = place.daemon("a", {"queues": {"default": {"concurrency": 50}}, "logging": {"tasks": "failures"}}).start()
+    worker = psutil.Process(daemon.worker_pid())
+    limit = worker.memory_info().vms + (200 << 20)
+    for process in (worker, psutil.Process(daemon.pid)):  # the next workers inherit it
+        process.rlimit(psutil.RLIMIT_AS, (limit, limit))
+    q = psq.Queue(psq.connect(place.broker), storage=place.storage)
+    hoarder = q.enqueue(jobs.hoards, 3, 100_000)
+    place.wait_journal("start", 1, 20)
+    others = []
+    for _ in range(30):  # for as long as it sits there
+        others += q.enqueue_many([(jobs.nap, (0.02,), {}) for _ in range(10)])
+        time.sleep(0.05)
+    assert [r.result(timeout=60) for r in others] == ["slept"] * len(others)
+    try:
+        hoarder.result(timeout=60)
+        ended = "it ended"
+    except psq.TaskFailed as error:
+        ended = str(error)
+    deaths = len(re.findall(r"worker \d+ ended: (?:out of memory|SIG)", daemon.log))
+    print(f"\n{place.broker.partition(':')[0]}: {deaths} workers died of it; the hoarder: {ended}")
+    mark = daemon.mark()
+    daemon.signal(signal.SIGUSR2)
+    daemon.wait_line("holds nothing", since=mark)
     assert daemon.stop() == 0
     place.nothing_left()
