@@ -8,10 +8,8 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 if "grpc" in sys.modules:
     sys.exit("psqd: grpc was imported before gevent patched it (sitecustomize, a .pth file?): it would stop the hub")
 
-from gevent import config as gevent_config
 from gevent import monkey
 
-gevent_config.max_blocking_time = 1.0  # a task that does not yield is named with its stack after this, seconds
 monkey.patch_all()
 
 from grpc.experimental.gevent import init_gevent  # noqa: E402

@@ -138,6 +138,12 @@ class LogHandle:
     def _formatter_of(self, config: LogSettings) -> logging.Formatter:
         return JSONLines(self._pid, self._title) if config.format == "json" else TextLines(self._pid)
 
+    def warn(self, text: str, trace: str = "") -> None:
+        """A warning from a native thread, past `logging`, whose locks may be a greenlet's. Never blocks."""
+        if self._root.level <= logging.WARNING:
+            record = _Record("psqd", logging.WARNING, text, time.time(), trace or None)
+            self._writer.put(self._formatter.format(record) + "\n")
+
     def _report(self, text: str) -> str:
         return self._formatter.format(_report_record(logging.WARNING, text)) + "\n"
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 from psqd.worker.service import Service
 
@@ -13,6 +14,8 @@ __all__ = ["BEAT", "Stall"]
 
 #: Seconds between heartbeats.
 BEAT = 0.25
+#: A task, or anything else, that keeps the hub for so long is told of, seconds.
+TELL = 1.0
 #: A gap this much longer than a beat counts as "the hub stood still", seconds.
 NOTICEABLE = 0.5
 #: Seconds for which a stall is remembered: longer than any pull is out.
@@ -39,6 +42,7 @@ class Stall(Service):
         super().__init__("heartbeat")
         self._beat, self._on_beat = beat, on_beat
         self._last = time.monotonic()
+        self._told = inf  # until then all stalls are told; inf before the first beat
         self._tell_at = 0.0
         self._stalls: deque[tuple[float, float]] = deque()  # (began, ended), monotonic
         self.blocks, self.blocked_seconds, self.longest, self.last_at = 0, 0.0, 0.0, 0.0
@@ -47,6 +51,8 @@ class Stall(Service):
         """One beat."""
         now = time.monotonic()
         gap = now - self._last - BEAT
+        if now - max(self._last, self._told) - BEAT > TELL:
+            log.warning("the hub stood still for %.1f s: no task, no message and no timer could go on", gap)
         if gap > NOTICEABLE:
             self._stalls.append((self._last, now))
             self.blocks += 1
@@ -55,7 +61,7 @@ class Stall(Service):
             self.last_at = time.time()
         while self._stalls and now - self._stalls[0][1] > MEMORY:
             self._stalls.popleft()
-        self._last = now
+        self._last = self._told = now
         self._beat()
         try:
             self._on_beat(now)
@@ -64,6 +70,20 @@ class Stall(Service):
             if now >= self._tell_at:
                 self._tell_at = now + TELL_PAUSE
                 log.exception("an error in what is done at each heartbeat")
+
+    @property
+    def last(self) -> float:
+        """Monotonic instant of the last heartbeat, `inf` while there are to be none. For any thread."""
+        return self._last if self.alive else inf
+
+    def kept(self) -> float:
+        """Asked when a task has ended: the seconds for which it has kept the hub till now, 0.0 for less than `TELL`."""
+        now = time.monotonic()
+        seconds = now - max(self._last, self._told) - BEAT
+        if seconds < TELL:
+            return 0.0
+        self._told = now  # by whoever asks: what ends after it, before the next heartbeat, has kept nobody
+        return seconds
 
     def blocked_since(self, instant: float) -> float:
         """The longest stall that overlaps the time since a monotonic instant, in seconds.

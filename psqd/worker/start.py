@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gevent import get_hub
-
 from psq.concurrency import native_thread, original
 from psq.connect import be_default, broker_of, storage_of
 from psq.errors import BrokerError, ConfigError, MissingDependency, StorageError
@@ -29,6 +27,7 @@ from psqd.worker.contexts import check_contexts
 from psqd.worker.daemon import REFUSED, Daemon, Parts
 from psqd.worker.exhausted import Exhausted
 from psqd.worker.trial import Trial, alone
+from psqd.worker.watchdog import Watchdog
 
 __all__ = ["main"]
 
@@ -65,13 +64,14 @@ def main(argv: Sequence[str]) -> int:
     except (BrokerError, StorageError) as error:
         _complain(f"psqd: {error}")
         return REFUSED
-    get_hub().start_periodic_monitoring_thread()
     Exhausted().install()
     if arguments.trial is not None:
         return _try(parts, arguments.trial)
     parts.argv = argv
     try:
-        code = Daemon(parts).run()
+        daemon = Daemon(parts)
+        Watchdog(lambda: daemon.stall.last, parts.logs.warn).start()
+        code = daemon.run()
     except ConfigError as error:  # the port of http.bind is taken
         log.error("%s", error)
         code = BAD_CONFIG

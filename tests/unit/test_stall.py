@@ -84,3 +84,29 @@ def test_an_error_in_what_is_done_at_a_beat_neither_stops_the_beats_nor_looks_li
     assert stall.blocks == 0
     assert stall.last_error == "RuntimeError: a bug"
     assert caplog.text.count("RuntimeError: a bug") == 1
+
+
+def test_a_task_that_kept_the_hub_is_told_when_it_ends_and_those_that_end_right_after_it_are_not(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    stall = Stall(lambda: None, lambda now: None)
+    clock.now += 60
+    assert stall.kept() == 0.0  # nothing beats yet
+    stall.step()
+    clock.now += BEAT + module.TELL + 2
+    assert stall.kept() == pytest.approx(module.TELL + 2)
+    clock.now += 0.5
+    assert stall.kept() == 0.0
+    stall.step()
+    assert caplog.text == ""  # whoever asked has told it
+    assert stall.blocks == 2
+
+
+def test_a_stall_that_nobody_has_told_is_told_at_its_end(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    stall = Stall(lambda: None, lambda now: None)
+    clock.now += 60
+    stall.step()
+    assert caplog.text == ""  # it began
+    clock.now += 5 + BEAT
+    stall.step()
+    assert "the hub stood still for 5.0 s" in caplog.text
