@@ -156,6 +156,14 @@ class Executor:
         held.started(delivery)
         outcome = self.invocation.run(attempt.message, task, resolved, has_tags(delivery.data))
         held.ended(delivery)
+        if seconds := self.runtime.stall.kept():
+            log.warning(
+                "task %s of queue %s (%s) kept the hub for %.1f s: no other task, no message and no timer could go on",
+                attempt.message.id,
+                self.name,
+                attempt.message.function,
+                seconds,
+            )
         return outcome
 
     def _start(self, attempt: Attempt, resolved: Resolved, call: Callable[[Attempt], Outcome]) -> Outcome | None:
