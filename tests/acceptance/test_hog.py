@@ -116,6 +116,9 @@ def test_no_lease_is_lost_while_a_task_hogs_the_cpu_for_three_ack_deadlines(
         assert front.stats()["unauthenticated"] >= len(hows)
     assert not place.journal("again"), "some task was delivered elsewhere\n" + place.logs()
     assert set(place.runs("run").values()) == {1}
+    for how, hog in stage.hogs.items():  # the operator's view: while it lasts, where Python code runs; and at its end
+        assert how != "python" or f"task {hog.id} (tests.integration.hogs:hog) does not yield" in stage.daemons[how].log
+        assert re.search(rf"task {hog.id} .* kept the hub for [3-9]\d\.", stage.daemons[how].log)
     for daemon in (*stage.daemons.values(), other):
         assert daemon.stop() == 0
         assert not re.search("(is|are) lost", daemon.log)
