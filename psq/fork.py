@@ -1,12 +1,19 @@
-"""What is made anew in a forked child: connections, threads and locks do not survive a fork."""
+"""Forks: what must happen before one, and what is made anew in the child.
+
+Connections, threads and locks do not survive a fork.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 from weakref import WeakSet
 
-__all__ = ["Resettable", "reset_after_fork"]
+__all__ = ["Resettable", "around_fork", "reset_after_fork"]
+
+log = logging.getLogger("psq")
 
 
 class Resettable(Protocol):
@@ -27,9 +34,41 @@ def reset_after_fork(thing: T) -> T:
     return thing
 
 
+def around_fork(
+    *,
+    before: Callable[[], None],
+    after_in_parent: Callable[[], None],
+    after_in_child: Callable[[], None],
+    waits: bool = False,
+) -> None:
+    """As `os.register_at_fork`, with an order for what happens before.
+
+    Args:
+        before: Called before a fork.
+        after_in_parent: Called after it, in the parent.
+        after_in_child: Called after it, in the child.
+        waits: `before` waits for what others do. It is called first: those that do not wait may take
+            locks that the others need, and under gevent anybody may run while somebody waits.
+    """
+    (_waits if waits else _locks).append(before)
+    os.register_at_fork(after_in_parent=after_in_parent, after_in_child=after_in_child)
+
+
+_waits: list[Callable[[], None]] = []
+_locks: list[Callable[[], None]] = []
+
+
+def _before() -> None:
+    for function in (*_waits, *_locks):
+        try:
+            function()
+        except Exception:  # the others must not be left out
+            log.exception("what must happen before a fork failed")
+
+
 def _in_child() -> None:
     for thing in list(_things):
         thing.reset_after_fork()
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_child=_in_child)

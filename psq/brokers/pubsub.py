@@ -158,6 +158,7 @@ class PubSubBroker(Broker):
 
     def receiver(self, queue: QueueSpec, deliver: Callable[[list[Delivery]], None]) -> Receiver:
         """See `Broker.receiver`."""
+        self.channel.polls = True
         receiver = PubSubReceiver(
             self.channel,
             queue,

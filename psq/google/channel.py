@@ -27,7 +27,9 @@ from psq.fork import reset_after_fork
 from psq.google.calls import Call, CallDone, Later, Method, Target, in_hub, spawn
 from psq.google.credentials import Identity
 from psq.google.errors import CallError, error_of
+from psq.google.gate import Gate
 from psq.google.loading import FORKED, load_grpc, used
+from psq.google.rest import rests
 
 __all__ = ["Call", "CallDone", "Channel", "Method", "Target", "connections_for", "load_grpc"]
 
@@ -71,6 +73,8 @@ class Channel:
         answered_at: Monotonic instant of the last sign of life of the server; 0.0 for none.
         calls: Calls started so far.
         renewals: How often it was made anew because it was stuck.
+        polls: It has long polls: no fork waits for its calls, see `psq.google.rest`.
+        gate: Closed while this process forks.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class Channel:
         self.answered_at = 0.0
         self.calls = 0
         self.renewals = 0
+        self.polls = False
+        self.gate = Gate()
         self._keepalive = keepalive
         self._agent = agent
         self._lock = threading.Lock()
@@ -97,6 +103,7 @@ class Channel:
         self._numbers = itertools.count()
         self._flights: dict[int, float] = {}  # number -> monotonic instant when it is overdue
         reset_after_fork(self)
+        rests(self)
 
     def __len__(self) -> int:
         """Calls in flight."""
@@ -146,21 +153,29 @@ class Channel:
         done: CallDone,
         metadata: Sequence[tuple[str, str]] | None,
     ) -> Call | None:
+        number = next(self._numbers)
+        self._flights[number] = time.monotonic() + timeout + OVERDUE
+        if self.gate.closed:  # looked at after the line above: a fork waits for what it sees there
+            self._flights.pop(number, None)
+            return self.gate.hold(lambda: self._start(method, request, timeout, done, metadata), done)
+        failed: CallError | None = None
         try:
             channel, invoke = self._method(method)
             call = invoke.future(request, timeout=timeout, metadata=metadata)
         except CallError as error:
-            done(None, error)
-            return None
+            failed = error
         except PsqError as error:  # no library, no credentials
-            done(None, CallError("FAILED_PRECONDITION", str(error), transient=False, sent=False))
-            return None
+            failed = CallError("FAILED_PRECONDITION", str(error), transient=False, sent=False)
         except ValueError as error:  # the channel was closed between the two lines above
-            done(None, CallError("UNAVAILABLE", str(error), sent=False, transient=not self._closed))
+            failed = CallError("UNAVAILABLE", str(error), sent=False, transient=not self._closed)
+        except BaseException:  # an interrupt of the caller
+            self._flights.pop(number, None)
+            raise
+        if failed is not None:
+            self._flights.pop(number, None)
+            done(None, failed)
             return None
         self.calls += 1
-        number = next(self._numbers)
-        self._flights[number] = time.monotonic() + timeout + OVERDUE
 
         def finished(call: Any) -> None:
             if os.getpid() != self._pid:
@@ -282,13 +297,23 @@ class Channel:
         if old is not None:
             old.close()
 
+    def is_open(self) -> bool:
+        """True where gRPC has something of it."""
+        return self._channel is not None or self._identity is not None
+
+    def let_go(self) -> None:
+        """Close it; it opens again with the next call. Calls in flight end with CANCELLED, which is transient."""
+        self._replace()
+        self._identity = None
+
     def reset_after_fork(self) -> None:
         """In a forked child: forget the parent's channel, without touching it."""
         self._lock = threading.Lock()
+        self.gate = Gate()
         self._pid = os.getpid()
         if self._channel is not None:
-            _left_alone.append(self._channel)
-        self._channel = None
+            _left_alone.append((self._channel, self._identity))
+        self._channel = self._identity = None
         self._methods = {}
         self._flights = {}
         self.answered_at = 0.0

@@ -12,7 +12,7 @@ from typing import Any
 from psq.concurrency import is_patched
 from psq.errors import MissingDependency
 
-__all__ = ["FORKED", "load_grpc", "used"]
+__all__ = ["FORKED", "at_rest", "load_grpc", "used", "waits_in_pool"]
 
 log = logging.getLogger("psq")
 
@@ -57,8 +57,11 @@ def _use_gevent(grpc: Any, before: bool) -> None:
             "grpc was already in use when psq made it work under gevent: calls on its older channels may "
             "hang; call grpc.experimental.gevent.init_gevent() right after monkey.patch_all()"
         )
+    from gevent import get_hub
     from grpc.experimental.gevent import init_gevent
 
+    global _pool
+    _pool = get_hub().threadpool
     init_gevent()
 
 
@@ -67,13 +70,30 @@ def _has_channels(grpc: Any) -> bool:
     return any(isinstance(thing, grpc.Channel) for thing in gc.get_objects())
 
 
+#: Under gevent: the native threads that gRPC waits in.
+_pool: Any = None
+
+
+def waits_in_pool() -> bool:
+    """True where something runs in gevent's native threads: maybe gRPC, which holds a lock when it begins and ends."""
+    return _pool is not None and len(_pool) > 0
+
+
 #: What is said where gRPC can't work.
 FORKED = (
-    "this process was forked from one that had already used gRPC without its fork handlers, which it does not "
-    "survive: enqueue nothing before the fork, or set GRPC_ENABLE_FORK_SUPPORT=1 before anything loads grpc"
+    "this process was forked while gRPC was at work in its parent, whose fork handlers are off "
+    "(GRPC_ENABLE_FORK_SUPPORT=0, as psq sets it where gevent has patched): its calls would hang. Before the fork, let "
+    "calls end and close all other gRPC channels (Google's own clients); see docs/web-apps.md"
 )
 
 _used_by = 0
+_at_rest = False
+
+
+def at_rest(yes: bool) -> None:
+    """Say, before a fork, whether gRPC has no threads: then the child may use it."""
+    global _at_rest
+    _at_rest = yes
 
 
 def used() -> bool:
@@ -91,9 +111,11 @@ def used() -> bool:
     return True
 
 
-def _new_lock() -> None:
-    global _loading
+def _in_child() -> None:
+    global _loading, _used_by
     _loading = threading.RLock()
+    if _at_rest:
+        _used_by = 0
 
 
-os.register_at_fork(after_in_child=_new_lock)
+os.register_at_fork(after_in_child=_in_child)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from psq.concurrency import Waiter, original
+from psq.fork import around_fork
 from psq.group_commit import Done
 from psq.sqlite.opening import Kinds
 from psq.sqlite.reading import Reader
@@ -286,5 +286,5 @@ def _at_exit() -> None:
         database.close(EXIT_TIMEOUT)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+around_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)
