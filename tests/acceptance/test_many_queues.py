@@ -18,6 +18,7 @@ QUEUES = [f"q{number}" for number in range(60)]
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_task_on_each_of_sixty_queues_is_served_within_two_seconds(place: Site) -> None:
     daemon = place.daemon("a", {"queues": {name: {"concurrency": 2} for name in QUEUES}}).start()
     client = psq.connect(place.broker)
@@ -63,6 +64,7 @@ class Worker:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("count", [60, 1000])
 def test_very_many_queues_are_served_by_few_connections_and_threads_and_cost_nothing_while_nothing_comes(
