@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
 import uuid
@@ -16,6 +17,7 @@ import psq
 from psq.brokers.base import QueueSpec
 from psq.brokers.pubsub import PubSubBroker
 from psq.errors import BrokerRefused
+from psqd.worker.members import host_label
 from tests.acceptance.processes import ROOT, wait_until
 from tests.contract.helpers import Answer, ack, outgoing, publish, receiving
 from tests.front.client import Front
@@ -143,15 +145,14 @@ def deployment(front: Front, front_site: Site) -> Deployment:
 
 
 def test_where_a_deployer_declares_daemon_and_web_app_need_no_right_to(deployment: Deployment) -> None:
-    host = "elsewhere"
-    fleet = {"type": "broadcast", "hosts": [host]}
+    here = host_label(socket.gethostname())
+    fleet = {"type": "broadcast", "hosts": ["elsewhere", here]}
     daemon = deployment.daemon(
         PUBLISH, CONSUME, declare="never", storage="none", queues={"work": {"retries": 0}, "fleet": fleet}
     )
     *things, end = deployment.declare(daemon).splitlines()
-    assert {f"fleet of {host}-0: there", "work: there", "work, dead letters: there"} < set(things)
+    assert {f"fleet of {here}-0: there", "work: there", "work, dead letters: there"} < set(things)
     assert "2 queues on pubsub://" in end
-    daemon.configure({"queues": {"work": {}}, "declare": "never", "storage": "none"})
     daemon.start()
     web = deployment.front.account("web", permissions=[PUBLISH])
     credentials = service_account.Credentials.from_service_account_file(web)  # type: ignore[no-untyped-call]
@@ -159,12 +160,13 @@ def test_where_a_deployer_declares_daemon_and_web_app_need_no_right_to(deploymen
     client = psq.Client(project=project, endpoint=deployment.front.endpoint, credentials=credentials, declare="never")
     q = psq.Queue(client, "work")
     q.enqueue(jobs.noted)
-    deployment.site.wait_journal("run", 1, 20)
+    psq.BroadcastQueue(client, "fleet").enqueue(jobs.noted)
+    deployment.site.wait_journal("run", 2, 20)
     q.enqueue("os:system", "true")  # what can't be run is kept where the deployer made a place for it
     daemon.wait_line("os:system dead queue=work")
     client.close()
     operator = Operator(psq.connect(deployment.site.broker).broker)
-    member = operator.found(f"fleet-{host}-0")
+    member = operator.found("fleet-elsewhere-0")
     assert (member.expiration_policy.ttl.seconds, member.message_retention_duration.seconds) == (0, 86400)
     wait_until(lambda: held(operator, "work-dead"), 20, "no dead letter arrived")
     assert daemon.stop() == 0
@@ -241,3 +243,30 @@ def test_a_daemon_that_may_not_write_results_is_told_by_the_check(deployment: De
     assert checked.returncode == 2
     assert "storage: " in checked.stderr
     assert "roles/datastore.user" in checked.stderr
+
+
+def test_a_daemon_whose_copy_of_a_broadcast_queue_nobody_made_is_told_by_the_check(deployment: Deployment) -> None:
+    here = host_label(socket.gethostname())
+    queues = {"fleet": {"type": "broadcast", "hosts": ["elsewhere"]}}
+    daemon = deployment.daemon(PUBLISH, CONSUME, LOOK, queues=queues, declare="check")
+    deployment.declare(daemon)
+    checked = deployment.check(daemon)
+    assert checked.returncode == 2
+    assert f"gcloud pubsub subscriptions create psq-fleet-{here}-0 --topic=psq-fleet" in checked.stderr
+
+
+def test_a_server_that_can_not_tell_what_we_may_is_a_warning_of_the_check(pubsub_site: Site) -> None:
+    daemon = pubsub_site.daemon("a", {"queues": {"work": {}, "other": {}}})
+    done = subprocess.run(
+        [*daemon.command(), "--check"],
+        cwd=ROOT,
+        env=pubsub_site.environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    warning, fine = done.stdout.splitlines()
+    assert warning.endswith("can't tell what we may do there")
+    assert fine.endswith("nothing is wrong")
