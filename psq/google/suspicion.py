@@ -9,6 +9,8 @@ __all__ = ["Suspicion"]
 
 #: Ticks in a row, each within so many seconds of the last, at which the connection seems stuck before it is.
 TIMES, TICKS_APART = 3, 3.0
+#: Ticks closer together than this are one, seconds: each caller that waits for an answer ticks once a second, too.
+LEAST_APART = 0.5
 
 
 class Suspicion:
@@ -30,6 +32,8 @@ class Suspicion:
             suspicious: What was found at this tick, true where the connection seems stuck.
         """
         now = self._clock()
+        if suspicious and self._times and now - self._at < LEAST_APART:
+            return False
         in_a_row = now - self._at < TICKS_APART
         self._at = now
         self._times = (self._times if in_a_row else 0) + 1 if suspicious else 0

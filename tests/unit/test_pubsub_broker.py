@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from psq.brokers import pubsub
 from psq.brokers.base import Delivery, QueueSpec
 from psq.brokers.pubsub import CONNECTIONS, PubSubBroker, from_clients, from_url
 from psq.errors import ConfigError
@@ -107,3 +108,16 @@ def test_googles_clients_with_nothing_special_lead_to_the_service() -> None:
 def test_something_else_than_a_client_is_refused_with_what_to_give() -> None:
     with pytest.raises(ConfigError, match="PublisherClient"):
         settings_of(object())
+
+
+def test_fifty_callers_that_tick_while_they_wait_cost_no_more_than_one(
+    broker: PubSubBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(broker._watch, "tick", lambda: looks.append(1))
+    for _ in range(50):
+        broker.tick()
+    assert len(looks) == 1
+    monkeypatch.setattr(pubsub, "TICKS_APART", 0.0)
+    broker.tick()
+    assert len(looks) == 2

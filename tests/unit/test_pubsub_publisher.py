@@ -25,6 +25,7 @@ from psq.errors import (
     MessageTooLarge,
     PublishUnknown,
 )
+from psq.google import suspicion
 from psq.google.errors import CallError
 from tests.unit.pubsub_fakes import FakeCall, FakeChannel, direct
 
@@ -444,6 +445,7 @@ class WatchRig:
         self.channel.answered_at = time.monotonic()
         self.later: list[tuple[float, Callable[[], None]]] = []
         monkeypatch.setattr(pubsub_watch, "call_later", lambda seconds, run: self.later.append((seconds, run)))
+        monkeypatch.setattr(suspicion, "LEAST_APART", 0.0)  # every tick here counts
         self.watch = Watch(self.channel, self.admin)  # type: ignore[arg-type]
         self.receivers: list[StubReceiver] = []
 

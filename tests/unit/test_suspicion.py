@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from psq.google import suspicion as module
 from psq.google.suspicion import TICKS_APART, Suspicion
 from tests.unit.datastore_server import Server, storage_on
 from tests.unit.test_datastore_commit import put, record
@@ -42,7 +43,10 @@ def test_ticks_of_a_hub_that_stands_still_again_and_again_are_no_row(clock: Cloc
     assert not any(ticks(Suspicion(clock), clock, *[True] * 9, apart=TICKS_APART))
 
 
-def test_a_storage_makes_its_channel_anew_when_calls_outlive_their_timeouts_at_three_looks_in_a_row() -> None:
+def test_a_storage_makes_its_channel_anew_when_calls_outlive_their_timeouts_at_three_looks_in_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LEAST_APART", 0.0)
     server = Server()
     storage = storage_on(server)
     put(storage, record("t"))[0].get()
@@ -55,3 +59,12 @@ def test_a_storage_makes_its_channel_anew_when_calls_outlive_their_timeouts_at_t
     for _ in range(3):
         storage.tick()
     assert len(server.renewed) == 1
+
+
+def test_many_who_tick_at_a_time_are_one() -> None:
+    """Fifty callers that wait for their answers while the hub stands still, and all wake after it."""
+    clock = Clock()
+    suspicion = Suspicion(clock)
+    assert not any(ticks(suspicion, clock, *[True] * 50, apart=0.001))
+    assert not any(ticks(suspicion, clock, False))
+    assert not any(ticks(suspicion, clock, *[True] * 2))
