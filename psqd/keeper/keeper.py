@@ -202,7 +202,7 @@ class Keeper:
             case "stopping":
                 worker.stopping = True
             case "trial":
-                worker.trial_pid = int(message.get("pid") or 0)
+                (worker.trials.add if message.get("runs") else worker.trials.discard)(int(message["pid"]))
 
     def _set(self, worker: Worker, settings: Settings) -> None:
         worker.settings = settings

@@ -102,7 +102,7 @@ class Worker:
         unborn_stop: It was told to stop before it told its settings.
         ending: Why we end it, "" while we don't.
         kill_at: Monotonic instant of the SIGKILL that follows, `inf` for none.
-        trial_pid: Of the process that it has for suspects, in a group of its own; 0 for none.
+        trials: Ids of the processes that it has for suspects, each in a group of its own.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], link: KeeperEnd, now: float) -> None:
@@ -116,7 +116,7 @@ class Worker:
         self.ready = self.stopping = self.unborn_stop = False
         self.ending = ""
         self.kill_at = inf
-        self.trial_pid = 0
+        self.trials: set[int] = set()
         self._suspect, self._suspected_at = -inf, -inf
 
     @classmethod
@@ -203,10 +203,11 @@ class Worker:
     def _kill_group(self) -> None:
         if self._process.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # Of the worker's session, or by now it is somebody else's id
-            if self.trial_pid and os.getsid(self.trial_pid) == self.pid:
-                os.killpg(self.trial_pid, signal.SIGKILL)
+        for pid in self.trials:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # Of the worker's session, or by now it is somebody else's id
+                if os.getsid(pid) == self.pid:
+                    os.killpg(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -105,9 +105,10 @@ class Daemon:
             self.config.unknown_function_grace,
             self.config.max_prefetch_bytes,
         )
-        self.runtime.trials = Trials(
-            held, TrialProcess(parts.argv, self._tell_trial, lambda: self.config.hub_stall_limit)
+        alone, together = (
+            TrialProcess(parts.argv, self._tell_trial, lambda: self.config.hub_stall_limit) for _ in range(2)
         )
+        self.runtime.trials = Trials(held, alone, together)
         self.queues = QueueFactory(self.broker, self.storage, Members(self.broker.url), parts.queue)
         self.services: list[Service] = [self.stall]
         if self.storage is not None:
@@ -208,9 +209,9 @@ class Daemon:
             }
         )
 
-    def _tell_trial(self, pid: int) -> None:
-        """The keeper ends this process when we die."""
-        self.link.send({"op": "trial", "pid": pid})
+    def _tell_trial(self, pid: int, runs: bool) -> None:
+        """The keeper ends such a process when we die."""
+        self.link.send({"op": "trial", "pid": pid, "runs": runs})
 
     def size_threads(self, config: Config) -> None:
         """A native thread for each task that may block in C."""

@@ -42,7 +42,7 @@ from psqd.worker.outcome import Dead, Failed, Finished, Hold, Interrupted, Later
 from psqd.worker.records import error_text, task_context
 from psqd.worker.runtime import Runtime
 from psqd.worker.steps import BUG_PAUSE, Attempt, Steps
-from psqd.worker.trials import Suspect
+from psqd.worker.suspects import Suspect
 
 __all__ = ["Executor"]
 
@@ -310,7 +310,7 @@ class Executor:
             message.id,
             self.name,
             message.function,
-            ", alone" if self.apart else "",
+            " in a process of its own" if self.apart else "",
             count,
             "s"[: count != 1],
             message.strikes[-1].get("signal"),

@@ -1,8 +1,9 @@
-"""The process for suspects: runs one task at a time, alone, for the worker that started it.
+"""The process for suspects: runs the tasks that the worker which started it gives to it, one or more at a time.
 
-The worker sends ``{"queue", "data", "redelivered", "keep"}``: the queue's
-name, the document as received, what is known of earlier deliveries, and
-whether the result is kept. The answer is an outcome: ``{"kind": "finished",
+The worker sends ``{"number", "queue", "data", "redelivered", "keep"}``: the
+number of the request, the queue's name, the document as received, what is
+known of earlier deliveries, and whether the result is kept. The answer has the
+number, and an outcome: ``{"kind": "finished",
 "result"}``, ``{"kind": "failed", "error", "out_of_retries"}``, ``{"kind":
 "retried", "delay", "error"}``; or ``{"unknown": why}``. All else that there is
 of a task, its lease, its result and its ack, stays with the worker.
@@ -18,6 +19,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.lock import BoundedSemaphore
 
 from psq.concurrency import native_thread, original
 from psq.errors import FunctionRefused
@@ -30,7 +32,7 @@ from psqd.worker.members import Members
 from psqd.worker.outcome import Failed, Finished, Outcome, Retried
 from psqd.worker.queues import QueueFactory
 from psqd.worker.records import task_context
-from psqd.worker.trial_process import BEAT, Frames
+from psqd.worker.trial_process import ALIVE, BEAT, READY, Frames
 
 if TYPE_CHECKING:
     from psqd.worker.daemon import Parts
@@ -61,8 +63,9 @@ class Trial:
     def __init__(self, parts: Parts, link: socket.socket, worker: str) -> None:
         self._parts, self._link, self._worker = parts, link, worker
         self._queues = QueueFactory(parts.broker, parts.storage, Members(parts.broker.url), parts.queue)
+        self._lock = BoundedSemaphore()  # a frame is sent whole
         self._invocations: dict[str, Invocation] = {}
-        self._busy = False
+        self._busy = 0
         # With a copy of it open somewhere, the worker would not see us die.
         link.set_inheritable(False)
         os.register_at_fork(after_in_child=link.close)
@@ -74,12 +77,8 @@ class Trial:
         frames = Frames()
         while data := self._receive():
             for request in frames.feed(data):
-                self._busy = True
-                # A greenlet of its own: what the task does to its greenlet is not done to ours
-                job = gevent.spawn(self._answer, request)
-                job.name = f"psqd trial of {request['queue']}"
-                job.join()
-                self._busy = False
+                self._busy += 1
+                gevent.spawn(self._answer, request).name = f"psqd trial of {request['queue']}"
 
     def _receive(self) -> bytes:
         try:
@@ -87,16 +86,16 @@ class Trial:
         except OSError:
             return b""
 
-    def _send(self, reply: dict[str, Any]) -> None:
-        with contextlib.suppress(OSError):  # the worker is gone: `_watch` ends us
-            self._link.sendall(Frames.frame(reply))
+    def _send(self, number: int, reply: dict[str, Any]) -> None:
+        frame = Frames.frame({"number": number, **reply})
+        with contextlib.suppress(OSError), self._lock:  # the worker is gone: `_watch` ends us
+            self._link.sendall(frame)
 
     def _beat(self) -> None:
-        self._send({"ready": True})
+        self._send(READY, {})
         while True:
             gevent.sleep(BEAT)
-            if self._busy:
-                self._send({"beat": True})
+            self._send(ALIVE, {})
 
     def _watch(self) -> None:
         """In a native thread: a worker that died has given the task to others."""
@@ -112,7 +111,8 @@ class Trial:
             reply = self._run(request)
         except BaseException as error:  # a bug of ours
             reply = {"unknown": f"{type(error).__name__}: {error}"}
-        self._send(reply)
+        self._busy -= 1
+        self._send(request["number"], reply)
 
     def _run(self, request: dict[str, Any]) -> dict[str, Any]:
         name, data = request["queue"], request["data"]

@@ -1,4 +1,4 @@
-"""The worker's side of the process for suspects: started at need, one task at a time, and how it ended."""
+"""The worker's side of a process for suspects: started at need, tasks given to it, and how it ended."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import gevent
 from gevent import socket, subprocess
+from gevent.event import AsyncResult
 
-__all__ = ["Frames", "TrialDied", "TrialFailed", "TrialInterrupted", "TrialProcess"]
+__all__ = ["ALIVE", "BEAT", "READY", "Frames", "TrialDied", "TrialFailed", "TrialInterrupted", "TrialProcess"]
 
 #: Seconds that it may take to be ready: it imports what the worker has imported.
 START_LIMIT = 60.0
 #: Seconds between its signs of life.
 BEAT = 1.0
+#: The number of the frame that says that it is ready, and of those that say that it lives.
+READY, ALIVE = 0, -1
 #: One that closed its link is killed; its end is waited for so long, seconds.
 END_LIMIT = 5.0
 
@@ -36,15 +41,16 @@ class TrialInterrupted(Exception):
 
 
 class TrialDied(Exception):
-    """The task killed the process that it ran in alone.
+    """The process in which a task ran has died.
 
     Attributes:
-        code: The exit code of the process, or minus the signal.
+        code: Its exit code, or minus the signal.
+        alone: It had run nothing but this task: nobody else can have killed it.
     """
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, *, alone: bool) -> None:
         super().__init__(code)
-        self.code = code
+        self.code, self.alone = code, alone
 
 
 class Frames:
@@ -72,50 +78,68 @@ class Frames:
             yield value
 
 
+@dataclass(slots=True, eq=False)
+class _Session:
+    """One process, from its start to its end."""
+
+    process: subprocess.Popen[bytes]
+    link: socket.socket
+    pending: dict[int, AsyncResult[Mapping[str, Any]]] = field(default_factory=dict)
+    given: int = 0  # tasks
+    why: str = ""  # we ended it
+
+    def expect(self, number: int) -> AsyncResult[Mapping[str, Any]]:
+        """What is set when the frame of this number comes, or the process dies."""
+        answer = self.pending[number] = AsyncResult()
+        return answer
+
+
 class TrialProcess:
-    """Runs one task at a time in a process of its own. Its methods belong to one greenlet, but `interrupt`.
+    """Runs tasks in a process of its own. Everything runs on the hub.
 
     Args:
         argv: The worker's own arguments: the process reads the same config, and imports the same modules.
-        tell: Called with its process id when it starts and 0 when it has ended, so that the keeper can end it.
+        tell: Called with its process id, and True when it starts and False when it has ended: the keeper ends it, too.
         stall_limit: Seconds without a sign of life after which it is ended.
     """
 
-    def __init__(self, argv: Sequence[str], tell: Callable[[int], None], stall_limit: Callable[[], float]) -> None:
+    def __init__(
+        self, argv: Sequence[str], tell: Callable[[int, bool], None], stall_limit: Callable[[], float]
+    ) -> None:
         self._argv, self._tell, self._stall_limit = argv, tell, stall_limit
-        self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
-        self._frames = Frames()
-        self._read: Iterator[Any] = iter(())
-        self._why = ""  # we ended it
+        self._session: _Session | None = None
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(me))
 
-    def start(self) -> None:
-        """Start it, unless it runs. Blocks until it is ready.
+    def start(self, *, fresh: bool = False) -> None:
+        """Start it, unless it runs. Blocks until it is ready. For one greenlet at a time.
+
+        Args:
+            fresh: Also when it runs, but has run a task already.
 
         Raises:
             TrialFailed: It can't be started; its own lines say why.
             TrialInterrupted: `interrupt` was called meanwhile.
         """
-        if self._process is not None:
-            if self._process.poll() is None:
-                return
-            self.stop()
-        self._why = ""
+        session = self._session
+        if session is not None and session.process.poll() is None and not (fresh and session.given):
+            return
+        self.stop()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "psqd.worker", *self._argv, "--trial", str(theirs.fileno())]
         try:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
         except OSError as error:
             ours.close()
             raise TrialFailed(str(error)) from error
         finally:
             theirs.close()
-        self._link, self._frames, self._read = ours, Frames(), iter(())
-        self._tell(self._process.pid)
+        session = self._session = _Session(process, ours)
+        self._tell(process.pid, True)
+        ready = session.expect(READY)
+        gevent.spawn(self._listen, session).name = "psqd trial link"
         try:
-            self._receive(START_LIMIT)
+            ready.get()
         except TrialDied as died:
             raise TrialFailed(f"it ended with {died.code} before it was ready") from None
 
@@ -129,84 +153,87 @@ class TrialProcess:
             Its outcome.
 
         Raises:
-            TrialDied: The process died of it.
+            TrialDied: The process died while it ran.
             TrialInterrupted: We ended it: `interrupt`, or it gave no sign of life.
             TrialFailed: It does not know what to run.
         """
-        assert self._link is not None
-        with contextlib.suppress(OSError):  # it has just died; reading says so, too
-            self._link.sendall(Frames.frame(dict(request)))
-        while True:
-            reply: Mapping[str, Any] = self._receive(self._stall_limit())
-            if "unknown" in reply:
-                raise TrialFailed(reply["unknown"])
-            if "kind" in reply:
-                return reply
+        session = self._session
+        if session is None:
+            raise TrialInterrupted("its process has just ended")
+        session.given += 1
+        number = session.given
+        answer = session.expect(number)
+        with contextlib.suppress(OSError):  # it has just died; `_listen` says so, too
+            session.link.sendall(Frames.frame({**request, "number": number}))
+        reply = answer.get()
+        assert reply is not None
+        if "unknown" in reply:
+            raise TrialFailed(reply["unknown"])
+        return reply
 
-    def _receive(self, patience: float) -> Any:
-        """The next frame; what is no frame is the end of the process."""
-        link, deadline = self._link, time.monotonic() + patience
-        assert link is not None
-        link.settimeout(BEAT)
+    def _listen(self, session: _Session) -> None:
+        frames, deadline = Frames(), time.monotonic() + START_LIMIT
+        session.link.settimeout(BEAT)
         while True:
-            for value in self._read:
-                return value
             try:
-                data = link.recv(1 << 16)
+                data = session.link.recv(1 << 16)
             except TimeoutError:
-                process = self._process
-                if process is not None and process.poll() is None and time.monotonic() < deadline:
+                if session.process.poll() is None and time.monotonic() < deadline:
                     continue
-                self._why = self._why or ("" if time.monotonic() < deadline else f"no sign of life for {patience:g} s")
-                data = b""
+                if session.process.poll() is None:
+                    session.why = session.why or "it gave no sign of life for too long"
+                break
             except OSError:
-                data = b""
+                break
             if not data:
-                self._ended()
-            self._read = self._frames.feed(data)
+                break
+            deadline = time.monotonic() + self._stall_limit()
+            for reply in frames.feed(data):
+                answer = session.pending.pop(reply["number"], None)  # None: a sign of life
+                if answer is not None:
+                    answer.set(reply)
+        self._ended(session)
 
-    def _ended(self) -> None:
-        process = self._process
-        assert process is not None
-        self._kill()  # what its task has started ends with it
+    def _ended(self, session: _Session) -> None:
+        process, pending = session.process, session.pending
+        alone = len(pending) == 1 and session.given == 1
+        _kill(process)  # what its tasks have started ends with it
         try:
             code = process.wait(END_LIMIT)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
-        why = self._why
-        self.stop()
-        if why:
-            raise TrialInterrupted(why)
-        raise TrialDied(code)
+        if self._session is session:
+            self.stop()
+        for answer in list(pending.values()):
+            answer.set_exception(TrialInterrupted(session.why) if session.why else TrialDied(code, alone=alone))
+        pending.clear()
 
     def interrupt(self, why: str) -> None:
-        """End it, and the task that runs in it, now. From any greenlet; idempotent."""
-        if self._process is not None:
-            self._why = self._why or why
-            self._kill()
+        """End it, and the tasks that run in it, now. Idempotent."""
+        if self._session is not None:
+            self._session.why = self._session.why or why
+            _kill(self._session.process)
 
     def stop(self) -> None:
         """It is not needed any more. Idempotent."""
-        process, self._process = self._process, None
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
-        if process is not None:
-            self._tell(0)
+        session, self._session = self._session, None
+        if session is not None:
+            session.link.close()
+            self._tell(session.process.pid, False)
 
-    def _kill(self) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()  # before it has a group of its own
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # before it has a group of its own
 
 
 def _forget(reference: weakref.ref[TrialProcess]) -> None:
     """In a forked child: it must not hold the link open when the worker dies."""
     mine = reference()
-    if mine is not None and mine._link is not None:
+    if mine is not None and mine._session is not None:
         with contextlib.suppress(OSError):
-            os.close(mine._link.detach())
-        mine._link = mine._process = None
+            os.close(mine._session.link.detach())
+        mine._session = None

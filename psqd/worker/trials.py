@@ -1,12 +1,16 @@
-"""Who is suspected to kill workers is tried alone: one task at a time, in a process of its own.
+"""Who is suspected to kill workers runs apart from all others, and only who dies alone is convicted.
 
 A worker that dies is a strike for every task that had started, most of which
 did nothing but run beside the killer. So strikes alone convict nobody. A task
-that one more would make a dead letter starts apart from all others; if that
-process dies, there was nobody else. An innocent task just runs there.
+that one more would make a dead letter runs in another process:
 
-A conviction explains the deaths that the convicted was struck for: they count
-against nobody else any more.
+    it was the last to start in a worker that died: in one where it is alone
+    it was not: in another one, with others like it; if that one dies, each
+    of them is tried alone
+
+If a process dies that has run nothing but this task, there was nobody else. An
+innocent task just runs there. A conviction explains the deaths that the
+convicted was struck for: they count against nobody else any more.
 """
 
 from __future__ import annotations
@@ -15,87 +19,33 @@ import logging
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
-
-import gevent
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from psq.brokers.base import Delivery
-from psq.functions import Resolved
 from psq.message import Message
 from psqd.keeper.signals import name_of
 from psqd.worker.held import Held
 from psqd.worker.outcome import Dead, Hold, Interrupted, Outcome
+from psqd.worker.suspects import Host, Lane, Process, Suspect
 from psqd.worker.trial import outcome_of
 from psqd.worker.trial_process import TrialDied, TrialFailed, TrialInterrupted
 
 if TYPE_CHECKING:
     from psqd.worker.steps import Attempt
 
-__all__ = ["Process", "Host", "Suspect", "Trials"]
+__all__ = ["Attempt", "Suspect", "Trials"]
 
 #: Most suspects that wait in this worker, and most bytes of their documents; others come again after a pause.
 MAX_WAITING, MAX_BYTES = 1000, 16 << 20
-#: Pause of those for whom the process can't be had, seconds.
-NO_PROCESS_PAUSE = 30.0
-#: The process ends when there was nobody to try for so long, seconds.
-LINGER = 30.0
-#: Deaths that are remembered as explained; the oldest are forgotten first.
+#: Most that run together in the process for those that are less suspected.
+TOGETHER = 100
+#: Pause of those for whom the process can't be had, and of those that are to be tried alone, seconds.
+NO_PROCESS_PAUSE, ALONE_PAUSE = 30.0, 0.5
+#: Deaths that are remembered as explained, and tasks that are to be tried alone; the oldest are forgotten first.
 REMEMBERED = 10_000
 
 log = logging.getLogger("psqd")
-
-
-class Process(Protocol):
-    """The process for suspects, as `psqd.worker.trial_process.TrialProcess`."""
-
-    def start(self) -> None:
-        """Start it, unless it runs; blocks."""
-
-    def run(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Run a task in it; blocks."""
-
-    def interrupt(self, why: str) -> None:
-        """End it now."""
-
-    def stop(self) -> None:
-        """It is not needed any more."""
-
-
-class Host(Protocol):
-    """Whose suspect it is: the executor of its queue."""
-
-    name: str
-
-    @property
-    def keeps_results(self) -> bool:
-        """Whether the result of a finished task is stored."""
-
-    def run_apart(self, attempt: Attempt, resolved: Resolved, call: Callable[[Attempt], Outcome]) -> None:
-        """Take it to its end with `call` in place of the call of its function. Never raises."""
-
-    def again(self, delivery: Delivery) -> None:
-        """Take it back into the pool."""
-
-
-class Suspect:
-    """A task that waits for its trial."""
-
-    __slots__ = ("attempt", "host", "limit", "resolved", "since")
-
-    def __init__(self, host: Host, attempt: Attempt, resolved: Resolved, limit: int) -> None:
-        self.host, self.attempt, self.resolved, self.limit = host, attempt, resolved, limit
-        self.since = time.monotonic()
-
-    @property
-    def delivery(self) -> Delivery:
-        """Its delivery."""
-        return self.attempt.delivery
-
-    def suspicion(self) -> tuple[int, int, float]:
-        """More of it is tried first: whoever dies at once was the last to start, each time."""
-        strikes = self.attempt.message.strikes
-        return sum(bool(strike.get("last")) for strike in strikes), len(strikes), -self.since
 
 
 class Trials:
@@ -103,43 +53,41 @@ class Trials:
 
     Args:
         held: Takes back what can't be tried here.
-        process: Where they run, or None: then nobody is suspected.
+        alone: Where one at a time runs, or None: then nobody is suspected.
+        together: Where those run that are less suspected; default: they are tried alone, too.
 
     Attributes:
-        running: Who is being tried.
-        convicted: How many have killed their process.
-        acquitted: How many have not.
+        convicted: How many have killed the process in which they were alone.
+        acquitted: How many have ended without.
     """
 
-    def __init__(self, held: Held, process: Process | None = None) -> None:
-        self._held, self._process = held, process
-        self._waiting: list[Suspect] = []
-        self._bytes = 0
-        self.running: Suspect | None = None
+    def __init__(self, held: Held, alone: Process | None = None, together: Process | None = None) -> None:
+        self._held = held
+        self._alone = Lane(alone, 1, self._try_alone, self._adjourn) if alone is not None else None
+        self._together = Lane(together, TOGETHER, self._try, self._adjourn) if together is not None else None
+        self._lanes = [lane for lane in (self._alone, self._together) if lane is not None]
         self.convicted = self.acquitted = 0
-        self._explained: OrderedDict[tuple[object, object], None] = OrderedDict()
-        self._greenlet: gevent.Greenlet[[], None] | None = None
-
-    def __len__(self) -> int:
-        return len(self._waiting)
+        self._explained: OrderedDict[object, None] = OrderedDict()
+        self._accused: OrderedDict[object, None] = OrderedDict()
 
     def is_suspect(self, message: Message, max_strikes: int) -> bool:
         """True for a task that one more strike would make a dead letter."""
-        if not max_strikes or self._process is None:
+        if not max_strikes or self._alone is None:
             return False
         strikes = sum((strike.get("host"), strike.get("at")) not in self._explained for strike in message.strikes)
         return strikes >= max(1, max_strikes - 1)
 
     def add(self, suspect: Suspect) -> bool:
         """Have one tried, when it is its turn. False: too many wait here."""
-        size = len(suspect.delivery.data)
-        if len(self._waiting) >= MAX_WAITING or self._bytes + size > max(size, MAX_BYTES):
+        waiting = [one for lane in self._lanes for one in lane.waiting]
+        size = sum(len(one.delivery.data) for one in waiting)
+        if len(waiting) >= MAX_WAITING or (waiting and size + len(suspect.delivery.data) > MAX_BYTES):
             return False
-        self._waiting.append(suspect)
-        self._bytes += size
-        if self._greenlet is None or self._greenlet.dead:
-            self._greenlet = gevent.spawn(self._run)
-            self._greenlet.name = "psqd trials"
+        message = suspect.attempt.message
+        alone = message.id in self._accused or any(strike.get("last") for strike in message.strikes)
+        lane = self._alone if alone or self._together is None else self._together
+        assert lane is not None
+        lane.add(suspect)
         return True
 
     # taking out
@@ -166,63 +114,54 @@ class Trials:
 
     def waiting(self, host: Host) -> int:
         """How many of a queue wait."""
-        return sum(suspect.host is host for suspect in self._waiting)
+        return sum(suspect.host is host for lane in self._lanes for suspect in lane.waiting)
 
     def _take(self, wanted: Callable[[Suspect], bool]) -> list[Suspect]:
-        taken = [suspect for suspect in self._waiting if wanted(suspect)]
-        if taken:
-            self._waiting = [suspect for suspect in self._waiting if not wanted(suspect)]
-            self._bytes -= sum(len(suspect.delivery.data) for suspect in taken)
-        return taken
+        return [suspect for lane in self._lanes for suspect in lane.take(wanted)]
 
     # trials
 
-    def _run(self) -> None:
-        process = self._process
-        assert process is not None
-        while self._waiting:
+    def _try_alone(self, suspect: Suspect) -> Outcome:
+        assert self._alone is not None
+        process = self._alone.process
+        try:
             try:
-                process.start()
-            except (TrialFailed, TrialInterrupted) as error:
-                self._adjourn(str(error))
-                return
-            # Only now: while it started, others came that are more suspected.
-            suspect = max(self._waiting, key=Suspect.suspicion, default=None)
-            if suspect is None:
-                break
-            self.discard(suspect.delivery)
-            if suspect.delivery.slot >= 0:
-                self._try(suspect)
-        gevent.spawn_later(LINGER, self._close)
-
-    def _try(self, suspect: Suspect) -> None:
-        self.running = suspect
-        try:
-            suspect.host.run_apart(suspect.attempt, suspect.resolved, lambda attempt: self._call(suspect))
-        finally:
-            self.running = None
-
-    def _call(self, suspect: Suspect) -> Outcome:
-        process, delivery, message = self._process, suspect.delivery, suspect.attempt.message
-        assert process is not None
-        try:
-            reply = process.run(
-                {
-                    "queue": suspect.host.name,
-                    "data": delivery.data,
-                    "redelivered": delivery.redelivered,
-                    "keep": suspect.host.keeps_results,
-                }
-            )
-        except TrialInterrupted as error:
-            log.warning("task %s of queue %s did not end in its own process: %s", message.id, suspect.host.name, error)
-            return Interrupted()
-        except TrialFailed as error:
-            return Hold(NO_PROCESS_PAUSE, str(error))
+                return self._acquit(process, suspect)
+            except TrialDied as death:
+                if death.alone:
+                    return self._convict(suspect.attempt.message, death)
+            # Another ran there before: what that one left may have killed it.
+            process.start(fresh=True)
+            return self._acquit(process, suspect)
         except TrialDied as death:
-            return self._convict(message, death)
+            return self._convict(suspect.attempt.message, death)
+        except (TrialInterrupted, TrialFailed) as error:
+            return self._undecided(suspect, error)
+
+    def _try(self, suspect: Suspect) -> Outcome:
+        assert self._together is not None
+        message = suspect.attempt.message
+        try:
+            return self._acquit(self._together.process, suspect)
+        except TrialDied as death:
+            if death.alone:
+                return self._convict(message, death)
+            _remember(self._accused, message.id)
+            return Hold(ALONE_PAUSE, "it is to run alone")
+        except (TrialInterrupted, TrialFailed) as error:
+            return self._undecided(suspect, error)
+
+    def _acquit(self, process: Process, suspect: Suspect) -> Outcome:
+        reply = process.run(suspect.request())
         self.acquitted += 1
         return outcome_of(dict(reply))
+
+    def _undecided(self, suspect: Suspect, error: Exception) -> Outcome:
+        if isinstance(error, TrialFailed):
+            return Hold(NO_PROCESS_PAUSE, str(error))
+        name, message = suspect.host.name, suspect.attempt.message
+        log.warning("task %s of queue %s did not end in a process of its own: %s", message.id, name, error)
+        return Interrupted()
 
     def _convict(self, message: Message, death: TrialDied) -> Dead:
         self.convicted += 1
@@ -230,41 +169,43 @@ class Trials:
         record = {"signal": signal, "host": socket.gethostname(), "at": time.time()}
         deaths = [*message.strikes, record]
         for strike in message.strikes:
-            self._explained[strike.get("host"), strike.get("at")] = None
-        while len(self._explained) > REMEMBERED:
-            self._explained.popitem(last=False)
+            _remember(self._explained, (strike.get("host"), strike.get("at")))
         for cleared in self._take(lambda one: not self.is_suspect(one.attempt.message, one.limit)):
             cleared.host.again(cleared.delivery)
         text = f"its worker died {len(deaths)} times while it ran, the last time alone, of {signal}"
         return Dead("worker died", text, deaths=deaths)
 
-    def _adjourn(self, why: str) -> None:
+    def _adjourn(self, lane: Lane, why: str) -> None:
         """There is no process for them: later, or elsewhere."""
-        taken = [one.delivery for one in self._take(lambda one: True)]
+        taken = [suspect.delivery for suspect in lane.take(lambda one: True)]
         self._held.park(taken, NO_PROCESS_PAUSE)
-        log.error(
-            "%d tasks whose workers died wait: the process in which they are to run alone can't be had: %s",
-            len(taken),
-            why,
-        )
+        if taken:
+            log.error(
+                "%d tasks whose workers died wait: the process in which they are to run can't be had: %s",
+                len(taken),
+                why,
+            )
 
     # the end
 
     def interrupt(self, why: str) -> None:
-        """End the trial that runs; its task has not failed. Idempotent."""
-        if self._process is not None:
-            self._process.interrupt(why)
+        """End what runs apart; its tasks have not failed. Idempotent."""
+        for lane in self._lanes:
+            lane.process.interrupt(why)
 
-    def join(self, timeout: float) -> bool:
-        """Wait until no trial runs; False if the time (seconds) ran out."""
-        if self._greenlet is not None:
-            self._greenlet.join(max(0.0, timeout))
-        return self.running is None
+    def join(self, timeout: float) -> None:
+        """Wait for what runs apart, at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        for lane in self._lanes:
+            lane.join(deadline - time.monotonic())
 
     def close(self) -> None:
-        """Let go of the process, unless it is in use."""
-        self._close()
+        """Let go of the processes, unless they are in use."""
+        for lane in self._lanes:
+            lane.close()
 
-    def _close(self) -> None:
-        if self._process is not None and (self._greenlet is None or self._greenlet.dead):
-            self._process.stop()
+
+def _remember(what: OrderedDict[object, None], key: object) -> None:
+    what[key] = None
+    if len(what) > REMEMBERED:
+        what.popitem(last=False)

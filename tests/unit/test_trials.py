@@ -26,11 +26,12 @@ class FakeProcess:
         self.requests: list[Mapping[str, Any]] = []
         self.answers: list[Any] = []
         self.starts: list[Exception] = []
-        self.running: AsyncResult[Any] | None = None
+        self.held: list[AsyncResult[Any]] = []
         self.hold = False
-        self.stopped = 0
+        self.stopped = self.fresh = 0
 
-    def start(self) -> None:
+    def start(self, *, fresh: bool = False) -> None:
+        self.fresh += fresh
         if self.starts:
             raise self.starts.pop(0)
         gevent.sleep(0)  # a real one blocks, too
@@ -38,8 +39,9 @@ class FakeProcess:
     def run(self, request: Mapping[str, Any]) -> Any:
         self.requests.append(request)
         if self.hold:
-            self.running = AsyncResult()
-            answer: Any = self.running.get()
+            running: AsyncResult[Any] = AsyncResult()
+            self.held.append(running)
+            answer: Any = running.get()
         else:
             answer = self.answers.pop(0) if self.answers else {"kind": "finished", "result": b"7"}
         if isinstance(answer, Exception):
@@ -47,8 +49,8 @@ class FakeProcess:
         return answer
 
     def interrupt(self, why: str) -> None:
-        if self.running is not None:
-            self.running.set(TrialInterrupted(why))
+        for running in self.held:
+            running.set(TrialInterrupted(why))
 
     def stop(self) -> None:
         self.stopped += 1
@@ -68,7 +70,7 @@ def bench(process: FakeProcess) -> Iterator[Bench]:
     bench = Bench(retries=3)
     bench.runtime.trials = Trials(bench.held, process)
     yield bench
-    assert bench.runtime.trials.join(5)
+    settle(bench)
 
 
 def struck(count: int, *, last: bool = False, task_id: str = "id-1", since: float = AT) -> Message:
@@ -78,7 +80,11 @@ def struck(count: int, *, last: bool = False, task_id: str = "id-1", since: floa
 
 
 def settle(bench: Bench) -> None:
-    assert bench.runtime.trials.join(5)
+    """Until nobody waits and nobody runs."""
+    trials = bench.runtime.trials
+    with gevent.Timeout(5):
+        while trials.waiting(bench.executor) or bench.executor.apart:
+            gevent.sleep(0.001)
 
 
 def test_one_strike_runs_as_usual_and_two_run_apart(bench: Bench, process: FakeProcess) -> None:
@@ -104,7 +110,7 @@ def test_while_it_runs_apart_the_death_of_the_worker_is_no_strike(bench: Bench) 
 def test_who_kills_the_process_in_which_it_was_alone_is_a_dead_letter(
     bench: Bench, process: FakeProcess, code: int, signal: str
 ) -> None:
-    process.answers = [TrialDied(code)]
+    process.answers = [TrialDied(code, alone=True)]
     before = struck(2)
     bench.run(before)
     settle(bench)
@@ -155,8 +161,7 @@ def test_others_run_while_suspects_wait_for_their_turn(bench: Bench, process: Fa
     bench.run(struck(0, task_id="other"))
     assert bench.outside.names() == ["put", "ack"]
     process.hold = False
-    assert process.running is not None
-    process.running.set({"kind": "finished", "result": b"1"})
+    process.held[0].set({"kind": "finished", "result": b"1"})
     settle(bench)
     assert process.ids() == ["first", "second"]
     assert bench.executor.apart == 0
@@ -171,7 +176,7 @@ def test_the_last_to_start_each_time_is_tried_first(bench: Bench, process: FakeP
 
 
 def test_a_conviction_clears_those_who_only_ran_beside(bench: Bench, process: FakeProcess) -> None:
-    process.answers = [TrialDied(-9)]
+    process.answers = [TrialDied(-9, alone=True)]
     beside = [bench.run(struck(2, task_id=f"beside-{n}")) for n in range(5)]
     bench.run(struck(2, task_id="killer", last=True))
     other = struck(2, task_id="other", since=AT + 1000)
@@ -261,3 +266,62 @@ def test_a_task_larger_than_what_may_wait_is_tried_all_the_same(bench: Bench, pr
     bench.executor.run(delivery)
     settle(bench)
     assert len(process.requests) == 1
+
+
+# those that are less suspected
+
+
+@pytest.fixture
+def other(bench: Bench, process: FakeProcess) -> FakeProcess:
+    """A second process, for those that were not the last to start."""
+    other = FakeProcess()
+    bench.runtime.trials = Trials(bench.held, process, other)
+    return other
+
+
+def test_who_was_the_last_to_start_is_tried_alone_and_others_together(
+    bench: Bench, process: FakeProcess, other: FakeProcess
+) -> None:
+    process.hold = other.hold = True
+    for n in range(5):
+        bench.run(struck(2, task_id=f"beside-{n}"))
+    bench.run(struck(2, task_id="last", last=True))
+    gevent.sleep(0.01)
+    assert process.ids() == ["last"]
+    assert sorted(other.ids()) == [f"beside-{n}" for n in range(5)]
+    for running in (*process.held, *other.held):
+        running.set({"kind": "finished", "result": b"1"})
+    settle(bench)
+    assert bench.outside.names().count("ack") == 6
+
+
+def test_if_they_die_together_each_is_tried_alone(bench: Bench, process: FakeProcess, other: FakeProcess) -> None:
+    other.answers = [TrialDied(-9, alone=False), TrialDied(-9, alone=False)]
+    process.answers = [TrialDied(-9, alone=True)]
+    for name in ("slow-killer", "beside"):
+        bench.run(struck(2, task_id=name))
+    settle(bench)
+    assert bench.outside.names() == ["park", "park"]
+    bench.run(struck(2, task_id="slow-killer"))
+    settle(bench)
+    assert process.ids() == ["slow-killer"]
+    assert bench.outside.names()[2:] == ["put_dead", "put", "ack"]
+
+
+def test_who_dies_in_that_process_without_any_other_is_a_dead_letter(
+    bench: Bench, process: FakeProcess, other: FakeProcess
+) -> None:
+    other.answers = [TrialDied(-9, alone=True)]
+    bench.run(struck(2))
+    settle(bench)
+    assert bench.outside.names() == ["put_dead", "put", "ack"]
+    assert not process.requests
+
+
+def test_who_dies_where_another_ran_before_is_tried_in_a_fresh_process(bench: Bench, process: FakeProcess) -> None:
+    process.answers = [TrialDied(-11, alone=False)]
+    bench.run(struck(2))
+    settle(bench)
+    assert process.fresh == 1
+    assert process.ids() == ["id-1", "id-1"]
+    assert bench.outside.names() == ["put", "ack"]
