@@ -343,7 +343,7 @@ class Keeper:
         if worker is None:
             self._leave(STOPPED)
             return
-        worker.link.send({"op": "drain"})
+        worker.link.send({"op": "drain", "at": now})
         if worker.settings is None:  # it holds nothing, and may not listen yet
             worker.signal(signal.SIGTERM)
             worker.unborn_stop, worker.kill_at = True, now + UNBORN_GRACE

@@ -148,7 +148,7 @@ class Daemon:
             message = self._commands.get()
             match message.get("op"):
                 case "drain":
-                    return self.drain()
+                    return self.drain(message.get("at"))
                 case "refused":
                     self.drain()  # other queues may have been served meanwhile
                     return REFUSED
@@ -302,9 +302,15 @@ class Daemon:
 
     # the end
 
-    def drain(self) -> int:
-        """Stop in order, against one deadline; returns the exit code."""
-        began, timeout = time.monotonic(), self.config.shutdown_timeout
+    def drain(self, asked_at: float | None = None) -> int:
+        """Stop in order, against one deadline; returns the exit code.
+
+        Args:
+            asked_at: Monotonic instant from which the time counts, as the keeper's does: the hub may have
+                stood still since. None: now.
+        """
+        timeout = self.config.shutdown_timeout
+        began = time.monotonic() if asked_at is None else asked_at
         last_steps = min(LAST_STEPS, timeout / 2)
         deadline = began + timeout - last_steps
         self.state = "draining"
@@ -312,7 +318,7 @@ class Daemon:
         self.link.send({"op": "stopping"})
         consumers = list({*self.consumers.values(), *self.retiring})
         running = sum(consumer.running for consumer in consumers)
-        log.info("stopping: %d tasks run, they have %.0f s", running, timeout)
+        log.info("stopping: %d tasks run, they have %.0f s", running, max(0.0, began + timeout - time.monotonic()))
         # No more pulls, what has not begun is given back, and what pulls in flight still bring.
         for stopped in [consumer.drain() for consumer in consumers]:
             stopped.wait(max(0.0, deadline - time.monotonic()))

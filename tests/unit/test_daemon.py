@@ -247,6 +247,15 @@ def test_what_was_never_answered_is_given_back_at_the_end(started: Start) -> Non
     assert place.broker.calls[-1] == ("nack", [delivery])
 
 
+def test_a_stop_that_was_asked_for_while_the_hub_stood_still_counts_from_the_asking(started: Start) -> None:
+    place = started("a", shutdown_timeout=1000.0)
+    (delivery,) = place.deliver("a", "sleep", 900)
+    place.wait(lambda: place.daemon.consumers["a"].running == 1)
+    place.say("drain", at=time.monotonic() - 999.0)
+    assert place.end() == STOPPED
+    assert place.broker.calls[-1] == ("nack", [delivery])
+
+
 def test_a_command_that_fails_costs_nothing(started: Start, caplog: pytest.LogCaptureFixture) -> None:
     place = started("a")
     place.deliver("a", "sleep", 0.05)
