@@ -156,6 +156,21 @@ def test_a_stop_during_a_hog_is_in_time_and_gives_everything_back(place: Site, r
 
 
 @pytest.mark.slow
+def test_a_hog_that_ends_during_a_stop_leaves_time_for_an_orderly_end(sqlite_site: Site) -> None:
+    place = sqlite_site
+    stage = Stage(place, ("python",), NEIGHBOURS + 1, {"ack_deadline": 60, "lease": 60}, shutdown_timeout=8)
+    slept = stage.fill([300.0] * NEIGHBOURS, 6.0)
+    daemon = stage.daemons["python"]
+    assert daemon.stop(8 + 5) == 0, daemon.log
+    assert stage.hogs["python"].result(timeout=0) == "python"
+    assert f"{NEIGHBOURS} tasks did not end in time: interrupted and given back" in daemon.log
+    other = stage.other()
+    assert [task.result(timeout=10) for task in slept["python"]] == [0] * NEIGHBOURS
+    assert other.stop() == 0
+    place.nothing_left()
+
+
+@pytest.mark.slow
 @places
 def test_a_hub_that_stands_still_for_too_long_ends_its_worker_and_its_tasks_run_elsewhere(place: Site) -> None:
     limit = 5.0
