@@ -69,14 +69,14 @@ Topic = _pb("Topic")
 UpdateSubscriptionRequest = _pb("UpdateSubscriptionRequest")
 
 
-def _method(service: str, name: str, request: Any, response: Any) -> Method:
-    return Method(f"/google.pubsub.v1.{service}/{name}", request.SerializeToString, response.FromString)
+def _method(service: str, name: str, request: Any, response: Any, *, waits: bool = False) -> Method:
+    return Method(f"/google.pubsub.v1.{service}/{name}", request.SerializeToString, response.FromString, waits)
 
 
 PUBLISH = _method("Publisher", "Publish", PublishRequest, _pb("PublishResponse"))
 CREATE_TOPIC = _method("Publisher", "CreateTopic", Topic, Topic)
 GET_TOPIC = _method("Publisher", "GetTopic", GetTopicRequest, Topic)
-PULL = _method("Subscriber", "Pull", PullRequest, _pb("PullResponse"))
+PULL = _method("Subscriber", "Pull", PullRequest, _pb("PullResponse"), waits=True)
 ACKNOWLEDGE = _method("Subscriber", "Acknowledge", AcknowledgeRequest, empty_pb2.Empty)
 MODIFY_ACK_DEADLINE = _method("Subscriber", "ModifyAckDeadline", ModifyAckDeadlineRequest, empty_pb2.Empty)
 CREATE_SUBSCRIPTION = _method("Subscriber", "CreateSubscription", Subscription, Subscription)

@@ -30,11 +30,13 @@ class Method:
         path: ``/google.pubsub.v1.Subscriber/Pull``.
         serialize: Request to bytes; None where requests are bytes.
         deserialize: Bytes to response; None where responses stay bytes.
+        waits: A long poll: that it ends at its own timeout says nothing of the server.
     """
 
     path: str
     serialize: Callable[[Any], bytes] | None = None
     deserialize: Callable[[bytes], Any] | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)

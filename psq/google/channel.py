@@ -29,7 +29,8 @@ from psq.google.credentials import Identity
 from psq.google.errors import CallError, error_of
 from psq.google.gate import Gate
 from psq.google.loading import FORKED, load_grpc, used
-from psq.google.rest import rests
+from psq.google.rest import before_forks, rests
+from psq.google.silence import Silence
 
 __all__ = ["Call", "CallDone", "Channel", "Method", "Target", "connections_for", "load_grpc"]
 
@@ -71,6 +72,7 @@ class Channel:
 
     Attributes:
         answered_at: Monotonic instant of the last sign of life of the server; 0.0 for none.
+        accepted_at: Monotonic instant of the last of them that was not about our token.
         calls: Calls started so far.
         renewals: How often it was made anew because it was stuck.
         polls: It has long polls: no fork waits for its calls, see `psq.google.rest`.
@@ -87,7 +89,7 @@ class Channel:
     ) -> None:
         self.target = target
         self.connections = connections
-        self.answered_at = 0.0
+        self.answered_at = self.accepted_at = 0.0
         self.calls = 0
         self.renewals = 0
         self.polls = False
@@ -98,6 +100,7 @@ class Channel:
         self._channel: Any = None
         self._methods: dict[Method, Any] = {}
         self._identity: Identity | None = None
+        self._silence = Silence(lambda: self.answered_at, self.renew)
         self._closed = False
         self._pid = os.getpid()
         self._numbers = itertools.count()
@@ -177,12 +180,14 @@ class Channel:
             return None
         self.calls += 1
 
+        began = time.monotonic()
+
         def finished(call: Any) -> None:
             if os.getpid() != self._pid:
                 return  # a call of the parent, which gRPC ends in its forked children
             self._flights.pop(number, None)
             try:
-                self._finished(call, channel, done)
+                self._finished(call, channel, began, 0.0 if method.waits else timeout, done)
             except Exception:
                 log.exception("a callback of %s failed", method.path)
 
@@ -215,20 +220,25 @@ class Channel:
             raise error
         return response
 
-    def _finished(self, call: Any, channel: Any, done: CallDone) -> None:
+    def _finished(self, call: Any, channel: Any, began: float, timeout: float, done: CallDone) -> None:
         code = call.code()
         if code.value[0] == 0:
-            self.answered_at = time.monotonic()
+            self.answered_at = self.accepted_at = time.monotonic()
             done(call.result(), None)
             return
         error = error_of(call)
         if error.from_server:
             self.answered_at = time.monotonic()
+            if error.code != "UNAUTHENTICATED":
+                self.accepted_at = self.answered_at
         if error.code == "UNAUTHENTICATED":
             if self._identity is not None:
-                self._identity.throw_token_away()
-        elif error.code == "DEADLINE_EXCEEDED" and error.sent and not _connected(channel):
-            error.sent = False  # there was no connection to send it on
+                self._identity.refused(began, self.accepted_at)
+        elif error.code == "DEADLINE_EXCEEDED" and error.sent:
+            if not _connected(channel):
+                error.sent = False  # there was no connection to send it on
+            elif channel is self._channel:
+                self._silence.unanswered(began, timeout)
         elif error.code == "CANCELLED" and self._closed:
             error.transient = False
         done(None, error)
@@ -264,10 +274,13 @@ class Channel:
             ("grpc.max_reconnect_backoff_ms", 10_000),
             ("grpc.primary_user_agent", self._agent),
         ]
-        if not self.target.secure:
-            return grpc.insecure_channel(self.target.address, options=options)
-        self._identity = Identity(grpc, self.target)
-        return grpc.secure_channel(self.target.address, self._identity.channel_credentials, options=options)
+        if self.target.secure:
+            self._identity = Identity(grpc, self.target)
+            channel = grpc.secure_channel(self.target.address, self._identity.channel_credentials, options=options)
+        else:
+            channel = grpc.insecure_channel(self.target.address, options=options)
+        before_forks()
+        return channel
 
     def overdue(self, now: float | None = None) -> int:
         """Calls that should have ended, by their own timeouts, and did not: gRPC itself is stuck."""
@@ -316,7 +329,7 @@ class Channel:
         self._channel = self._identity = None
         self._methods = {}
         self._flights = {}
-        self.answered_at = 0.0
+        self.answered_at = self.accepted_at = 0.0
 
     def close(self) -> None:
         """End calls in flight and let go. Idempotent; later calls end with an error."""

@@ -10,7 +10,7 @@ from psq.google.calls import Target
 
 __all__ = ["Identity"]
 
-#: Least seconds between two tokens that are thrown away because the server did not take them.
+#: Least seconds between two tokens that are thrown away where the server took none in between.
 TOKEN_PAUSE = 5.0
 
 
@@ -65,10 +65,17 @@ class Identity:
         email = getattr(self._credentials, "service_account_email", "") or ""
         return email if isinstance(email, str) and "@" in email else ""
 
-    def throw_token_away(self) -> None:
-        """The server did not take it (revoked, or a clock is wrong): google-auth fetches another for the next call."""
+    def refused(self, began: float, accepted_at: float) -> None:
+        """The server did not take a token (revoked, or a clock is wrong): google-auth fetches another.
+
+        Args:
+            began: Monotonic instant of the call's start: whether it had the last token, or one before.
+            accepted_at: Monotonic instant of the last answer to a token that was good. A server that takes none
+                is asked with a new one now and then alone.
+        """
         now = time.monotonic()
-        if now - self._thrown_at >= TOKEN_PAUSE:
-            self._thrown_at = now
-            self._credentials.token = None
-            self._credentials.expiry = None
+        if began < self._thrown_at or (accepted_at < self._thrown_at and now - self._thrown_at < TOKEN_PAUSE):
+            return
+        self._thrown_at = now
+        self._credentials.token = None
+        self._credentials.expiry = None

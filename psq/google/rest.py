@@ -17,12 +17,11 @@ import time
 from typing import Protocol
 from weakref import WeakSet
 
-from psq.fork import around_fork
 from psq.google.calls import in_hub
 from psq.google.gate import Gate
 from psq.google.loading import at_rest, waits_in_pool
 
-__all__ = ["rests"]
+__all__ = ["before_forks", "rests"]
 
 #: Seconds that a fork waits for calls in flight. A call that takes longer is left alone, and so is gRPC.
 PATIENCE = 2.0
@@ -64,6 +63,23 @@ _forker = 0
 def rests(channel: Restful) -> None:
     """Let a channel rest before each fork from now on."""
     _channels.add(channel)
+
+
+def before_forks() -> None:
+    """From now on channels rest before each fork. Idempotent; to be called when gRPC has made a channel.
+
+    Python calls first what was registered last. gRPC's own hook, where it has one, is registered with the first
+    channel and holds calls up: they would never end. psq's other hooks take locks (`psq.fork`), and come last.
+    """
+    global _registered
+    with _registering:
+        if not _registered:
+            _registered = True
+            os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
+
+
+_registering = threading.Lock()
+_registered = False
 
 
 def _before() -> None:
@@ -108,8 +124,8 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
-    global _forker, _forking
-    _forker, _forking = 0, threading.Lock()
+    global _forker, _forking, _registering
+    _forker, _forking, _registering = 0, threading.Lock(), threading.Lock()
 
 
 def _to_exec() -> bool:
@@ -140,6 +156,3 @@ def _grpc_runs() -> bool:
         if name.startswith(THREADS):
             return True
     return False
-
-
-around_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child, waits=True)

@@ -93,7 +93,7 @@ class Front:
         self._do("revoke")
 
     def refuse_streams(self, first: int) -> None:
-        """Answer the first streams of each new connection with REFUSED_STREAM."""
+        """Answer the first streams of each new connection, within its first second, with REFUSED_STREAM."""
         self._do("refuse", first)
 
     def cut(self) -> None:

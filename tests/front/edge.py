@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
+import time
 from pathlib import Path
 
 __all__ = ["Edge"]
@@ -20,6 +21,8 @@ PREFACE = 24  # bytes: "PRI * HTTP/2.0 …"
 HEADERS, RST_STREAM, CONTINUATION = 1, 3, 9
 END_HEADERS = 4
 REFUSED_STREAM, CANCEL = 7, 8
+#: A connection is fresh for so long, seconds: later its streams are not refused any more.
+FRESH = 1.0
 
 
 def reset_frame(stream: int, code: int) -> bytes:
@@ -69,6 +72,7 @@ class Connection:
     def __init__(self, edge: Edge, client: asyncio.StreamWriter, server: asyncio.StreamWriter, refuse: int) -> None:
         self._edge, self._client, self._server = edge, client, server
         self._left = refuse
+        self._fresh_until = time.monotonic() + FRESH
         self._refused: int | None = None  # the stream whose headers are on their way
         self._up = Frames(PREFACE) if refuse else None
         self._down = Frames() if refuse else None
@@ -106,6 +110,8 @@ class Connection:
 
     def _upward(self, data: bytes) -> bytes:
         assert self._up is not None
+        if time.monotonic() > self._fresh_until:
+            self._left = 0
         passed: list[bytes] = []
         for frame in self._up.feed(data):
             passed.append(frame)
@@ -144,7 +150,7 @@ class Edge:
         server: The gRPC server's unix socket.
 
     Attributes:
-        refuse: First streams of each new connection that are refused.
+        refuse: First streams of each new connection that are refused, within its first second.
         swallowing: Bytes go nowhere, those of new connections too; see `swallow`.
         refused: Streams refused so far.
         accepted: Connections so far.
