@@ -68,11 +68,11 @@ others() {
 }
 
 slow() {
-    shared -m "slow and not alone"
+    shared -m "slow and not alone" --ignore=tests/unit # to collect them takes longer than it should; none is slow
 }
 
 alone() {
-    tests -m "slow and alone"
+    tests -m "slow and alone" --ignore=tests/unit
 }
 
 lane() { # lane NAME FUNCTION: in the background, into a file

@@ -71,3 +71,7 @@ def test_each_test_runs_in_one_process_and_fixtures_end_where_they_began(tmp_pat
     shelves = [(line[0], line[1]) for line in lines if line[0] in ("in", "out")]
     assert len(with_shelf) == 1, "a module with a fixture of its own stays in one process"
     assert shelves == [("in", *with_shelf), ("out", *with_shelf)]
+
+
+def test_no_unit_test_is_slow_since_the_slow_lanes_do_not_look_there() -> None:
+    assert [path.name for path in (ROOT / "tests" / "unit").glob("*.py") if "mark.slow" in path.read_text()] == []
