@@ -27,7 +27,7 @@ run() { # in the background, so that a signal is heard at once and handed on
 
 tests() { # pytest on the tested version
     # shellcheck disable=SC2086  # PYTEST_ARGS is a list of words
-    run "$bin/python" -m pytest -p no:cacheprovider -q "$@" ${PYTEST_ARGS:-}
+    run "$bin/python" -m pytest -p no:cacheprovider -q --durations=15 --durations-min=8 "$@" ${PYTEST_ARGS:-}
     code=$?
     [ $code = 5 ] && [ -n "${PYTEST_ARGS:-}" ] && return 0 # it selects no test of this lane
     return $code
