@@ -60,3 +60,29 @@ def test_the_tests_that_show_a_row_exist(number: str) -> None:
 def test_the_page_says_what_is_not_promised() -> None:
     text = PAGE.read_text().partition("## Not promised")[2]
     assert len(re.findall(r"^- \*\*", text, re.MULTILINE)) >= 8
+
+
+def test_the_metrics_that_the_page_names_exist() -> None:
+    source = (ROOT / "psqd" / "worker" / "metrics.py").read_text()
+    named = set(re.findall(r"\bpsqd_[a-z_]+", PAGE.read_text()))
+    assert len(named) > 8
+    assert {name for name in named if f'"{name.removesuffix("_total")}"' not in source} == set()
+
+
+#: Words of the daemon's lines that the page quotes; ``…`` and figures stand for what differs.
+QUOTED = re.compile(r"(?:[Ll]og: |A warning[^|`]*: )((?:`[^`]+`[^|]*)+)\|")
+
+
+def test_the_lines_of_the_log_that_the_page_quotes_exist() -> None:
+    source = "\n".join(path.read_text() for package in ("psq", "psqd") for path in (ROOT / package).rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # one text over several lines
+    source = re.sub(r"\{[^{}]*\}|%[sdg]|%\.\d[fg]", "…", source)
+    quoted = [text for found in QUOTED.findall(PAGE.read_text()) for text in re.findall(r"`([^`]+)`", found)]
+    assert len(quoted) > 15
+    missing = []
+    for text in quoted:
+        if re.fullmatch(r"psqd_\w+|/\w+|\w+", text):
+            continue
+        parts = [part.strip(" :") for part in re.split(r"…|\b\d+\b|SIG[A-Z]+|: |, ", text)]
+        missing += [f"{part!r} of {text!r}" for part in parts if len(part) > 2 and part not in source]
+    assert missing == []
