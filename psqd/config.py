@@ -186,7 +186,9 @@ class Config(Section):
         64 * 2**20, "Most bytes of messages that wait in a daemon for a free slot.", unit="bytes"
     )
     max_strikes: Annotated[int, whole(0, 1000)] = key(
-        3, "A task that killed so many workers becomes a dead letter; 0: never.", unit="strikes"
+        3,
+        "A task that killed so many workers, the last one alone in it, becomes a dead letter; 0: never.",
+        unit="strikes",
     )
     unknown_function_grace: Annotated[float, number(0, YEAR)] = key(
         600.0,

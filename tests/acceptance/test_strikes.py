@@ -29,9 +29,22 @@ def _dead(place: DeadLetters, count: int) -> list[DeadLetter]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["signal", "segfault", "memory"])
-@pytest.mark.parametrize("storage", ["with storage", "without storage"])
-def test_of_a_thousand_and_one_only_the_killer_is_a_dead_letter(place: Site, how: str, storage: str) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("broker", "how", "storage"),
+    [
+        ("sqlite", "signal", "without storage"),
+        ("sqlite", "segfault", "with storage"),
+        ("sqlite", "memory", "without storage"),
+        ("front", "signal", "with storage"),
+        ("front", "segfault", "without storage"),
+        ("front", "memory", "with storage"),
+    ],
+)
+def test_of_a_thousand_and_one_only_the_killer_is_a_dead_letter(
+    request: pytest.FixtureRequest, broker: str, how: str, storage: str
+) -> None:
+    place: Site = request.getfixturevalue(f"{broker}_site")
     client = psq.connect(place.broker)
     q = psq.Queue(client, storage=place.storage if storage == "with storage" else None)
     letters = dead_letters(client.broker, q.storage)
@@ -45,10 +58,10 @@ def test_of_a_thousand_and_one_only_the_killer_is_a_dead_letter(place: Site, how
             stack.callback(place.end)
             daemon.prefix = group.prefix
         daemon.start()
-        first = q.enqueue_many([(jobs.nap, (0.5,), {}) for _ in range(INNOCENTS // 2)])
+        first = q.enqueue_many([(jobs.nap, (0.2,), {}) for _ in range(INNOCENTS // 2)])
         sent = time.monotonic()
         killer = q.enqueue(jobs.kills, how)
-        second = q.enqueue_many([(jobs.nap, (0.5,), {}) for _ in range(INNOCENTS // 2)])
+        second = q.enqueue_many([(jobs.nap, (0.2,), {}) for _ in range(INNOCENTS // 2)])
         wait_until(lambda: any(x.id == killer.id for x in _dead(letters, 1)), 180, lambda: daemon.log)
         took = time.monotonic() - sent
         ids = {r.id for r in (*first, *second)}
@@ -64,17 +77,22 @@ def test_of_a_thousand_and_one_only_the_killer_is_a_dead_letter(place: Site, how
 
 
 @pytest.mark.slow
-def test_several_killers_beside_long_tasks_take_no_innocent_with_them(place: Site) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("broker", ["sqlite", "front"])
+def test_several_killers_beside_long_tasks_take_no_innocent_with_them(
+    request: pytest.FixtureRequest, broker: str
+) -> None:
     """With one killer after the other an innocent task can be there three times: that alone convicts nobody."""
+    place: Site = request.getfixturevalue(f"{broker}_site")
     client = psq.connect(place.broker)
     q = psq.Queue(client, storage=place.storage)
     config = {"queues": {"default": {"concurrency": 20}}, "logging": {"tasks": "failures"}}
     daemons = [place.daemon(name, config).start() for name in ("a", "b")]
     calls: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object]]] = []
-    for n in range(100):
+    for n in range(60):
         if n % 20 == 10:
-            calls.append((jobs.kills, ("segfault" if n % 40 == 10 else "signal",), {}))
-        calls.append((jobs.nap, (2,), {}))
+            calls.append((jobs.kills, ("segfault" if n == 10 else "signal",), {}))
+        calls.append((jobs.nap, (1,), {}))
     results = q.enqueue_many(calls)
     killers = {r.id for r, call in zip(results, calls, strict=True) if call[0] is jobs.kills}
     innocents = {r.id for r in results} - killers
