@@ -103,7 +103,8 @@ class GroupCommit(Generic[T]):
 
     def __len__(self) -> int:
         """Items that wait for a request."""
-        return len(self._waiting) + sum(len(batch) for batch in list(self._forced))
+        waiting = len(self._waiting)
+        return waiting + sum(len(batch) for batch in list(self._forced)) if self._forced else waiting
 
     def idle(self) -> bool:
         """True when nothing waits and nothing is in flight."""

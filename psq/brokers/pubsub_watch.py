@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -58,6 +59,8 @@ class Watch:
         self._renewed_at = time.monotonic()
         self._suspicion = Suspicion()
         self._look_at = self._list_at = 0.0  # not before: they were denied
+        self._due_at = 0.0  # no receiver is to be looked at before
+        self._shortest = math.inf  # of all polls
         self._listing = False
         self._closed = False
 
@@ -68,6 +71,8 @@ class Watch:
             How many are watched.
         """
         self._receivers.add(receiver)
+        self._shortest = min(self._shortest, receiver.poll_seconds)
+        self._due_at = 0.0
         return len(self._receivers)
 
     def close(self) -> None:
@@ -77,17 +82,19 @@ class Watch:
     # called every second
 
     def tick(self) -> None:
-        """Never blocks."""
+        """Never blocks; looks at all receivers only when there may be a reason to."""
         now = time.monotonic()
-        receivers = [one for one in list(self._receivers) if one.requests]
-        self._unstick(receivers, now)
-        if now >= self._look_at:
+        self._unstick(now)
+        if now >= max(self._look_at, self._due_at):
             self._look_around([one for one in list(self._receivers) if one.is_started and not one.mending], now)
 
     def _look_around(self, receivers: list[PubSubReceiver], now: float) -> None:
         due = [one for one in receivers if now - one.looked_at > LOOK_AFTER]
+        if not due:
+            self._due_at = min((one.looked_at for one in receivers), default=now) + LOOK_AFTER
+            return
         if len(receivers) > LIST_FROM and now >= self._list_at:
-            if due and not self._listing:
+            if not self._listing:
                 for one in receivers:
                     one.looked_at = now
                 self._listing = True
@@ -97,20 +104,23 @@ class Watch:
         for receiver in due[:LOOKS_A_SECOND]:
             self._look(receiver, _nothing)
 
-    def _unstick(self, receivers: list[PubSubReceiver], now: float) -> None:
-        reason = self._doubt(receivers, now)
+    def _unstick(self, now: float) -> None:
+        reason = self._doubt(now)
         if self._suspicion.confirmed(reason):
             self._renewed_at = now
             self._channel.renew(reason)
 
-    def _doubt(self, receivers: list[PubSubReceiver], now: float) -> str:
+    def _doubt(self, now: float) -> str:
         """Why the connection may be stuck, or ""."""
         overdue = self._channel.overdue(now)
         if overdue:
             return f"{overdue} calls did not end at their own timeouts"
+        heard_at = max(self._channel.answered_at, self._renewed_at)
+        if now - heard_at <= 2 * self._shortest:
+            return ""
+        receivers = [one for one in list(self._receivers) if one.requests]
         if receivers:
-            asked_at = min(one.asked_at for one in receivers)
-            silent = now - max(self._channel.answered_at, self._renewed_at, asked_at)
+            silent = now - max(heard_at, min(one.asked_at for one in receivers))
             if silent > 2 * max(one.poll_seconds for one in receivers):
                 return f"no answer for {silent:.0f} s"
         return ""
