@@ -35,31 +35,22 @@ def reset_after_fork(thing: T) -> T:
 
 
 def around_fork(
-    *,
-    before: Callable[[], None],
-    after_in_parent: Callable[[], None],
-    after_in_child: Callable[[], None],
-    waits: bool = False,
+    *, before: Callable[[], None], after_in_parent: Callable[[], None], after_in_child: Callable[[], None]
 ) -> None:
-    """As `os.register_at_fork`, with an order for what happens before.
+    """As `os.register_at_fork`, but that `before` is called as one of the last.
 
-    Args:
-        before: Called before a fork.
-        after_in_parent: Called after it, in the parent.
-        after_in_child: Called after it, in the child.
-        waits: `before` waits for what others do. It is called first: those that do not wait may take
-            locks that the others need, and under gevent anybody may run while somebody waits.
+    For what takes locks and waits for nobody: Python calls first what was registered last, and that may wait
+    (`psq.google.rest` does), while others run who need the locks.
     """
-    (_waits if waits else _locks).append(before)
+    _locks.append(before)
     os.register_at_fork(after_in_parent=after_in_parent, after_in_child=after_in_child)
 
 
-_waits: list[Callable[[], None]] = []
 _locks: list[Callable[[], None]] = []
 
 
 def _before() -> None:
-    for function in (*_waits, *_locks):
+    for function in _locks:
         try:
             function()
         except Exception:  # the others must not be left out

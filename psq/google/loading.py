@@ -52,10 +52,10 @@ def load_grpc() -> Any:
 def _use_gevent(grpc: Any, before: bool) -> None:
     if os.environ.get("PSQ_GEVENT", "").lower() in ("off", "0", "no"):
         return
-    if before and _has_channels(grpc):
+    if before and "grpc.experimental.gevent" not in sys.modules and _has_channels(grpc):
         log.warning(
-            "grpc was already in use when psq made it work under gevent: calls on its older channels may "
-            "hang; call grpc.experimental.gevent.init_gevent() right after monkey.patch_all()"
+            "grpc was already in use when psq made it work under gevent: a call that was under way stops this whole "
+            "process until it has ended; call grpc.experimental.gevent.init_gevent() right after monkey.patch_all()"
         )
     from gevent import get_hub
     from grpc.experimental.gevent import init_gevent
