@@ -121,10 +121,10 @@ def test_subscriptions_that_work_differently_are_served_with_a_warning_each(
 # deaths
 
 
-def remake(operator: Operator) -> None:
+def remake(operator: Operator, name: str = "work") -> None:
     """Another topic of the same name, as somebody does who sees that it is gone."""
-    operator.delete_topic()
-    operator.make_topic()
+    operator.delete_topic(name)
+    operator.make_topic(name)
 
 
 DEATHS: list[tuple[str, Callable[[Operator], None]]] = [
@@ -134,49 +134,56 @@ DEATHS: list[tuple[str, Callable[[Operator], None]]] = [
 ]
 
 
-@pytest.mark.parametrize(("what", "kill"), DEATHS, ids=[name.replace(" ", "-") for name, _ in DEATHS])
-def test_a_daemon_mends_what_is_deleted_below_it_and_the_next_task_runs(
-    front_site: Site, operator: Operator, what: str, kill: Callable[[Operator], None]
-) -> None:
+def test_a_daemon_mends_what_is_deleted_below_it_and_the_next_task_runs(front_site: Site, operator: Operator) -> None:
     daemon = front_site.daemon("a", {**QUICK, "queues": {"work": {}}}).start()
+    port = port_of(daemon)
     client = psq.connect(front_site.broker, storage=front_site.storage)
     q = psq.Queue(client, "work")
     assert q.enqueue(jobs.adder, 1, 1).result(timeout=30) == 2
-    mark = daemon.mark()
-    kill(operator)
-    daemon.wait_line("psq-work-shared is there again", 30, since=mark)
-    until_ready(daemon, port_of(daemon))
-    # neither the web app, nor one that starts later, has to know
-    assert q.enqueue(jobs.adder, 1, 2).result(timeout=30) == 3
-    with psq.connect(front_site.broker, storage=front_site.storage) as another:
-        assert psq.Queue(another, "work").enqueue(jobs.adder, 1, 3).result(timeout=30) == 4
+    for what, kill in DEATHS:
+        mark = daemon.mark()
+        kill(operator)
+        daemon.wait_line("psq-work-shared is there again", 30, since=mark)
+        until_ready(daemon, port)
+        # neither the web app, nor one that starts later, has to know
+        assert q.enqueue(jobs.adder, 1, 2).result(timeout=30) == 3, what
+        with psq.connect(front_site.broker, storage=front_site.storage) as another:
+            assert psq.Queue(another, "work").enqueue(jobs.adder, 1, 3).result(timeout=30) == 4, what
+        assert operator.found().topic == operator.topic(), what
     client.close()
-    assert operator.found().topic == operator.topic()
     assert daemon.stop() == 0
 
 
-@pytest.mark.parametrize("declare", ["check", "never"])
 def test_a_daemon_that_makes_nothing_is_not_ready_until_somebody_has_mended_it(
-    front_site: Site, operator: Operator, declare: str
+    front_site: Site, operator: Operator
 ) -> None:
-    operator.make_subscription()
-    daemon = front_site.daemon("a", {**QUICK, "queues": {"work": {}}, "declare": declare}).start()
-    port = port_of(daemon)
-    until_ready(daemon, port)
-    remake(operator)
-    told = "gcloud pubsub subscriptions delete psq-work-shared"
-    wait_until(lambda: told in get(port, "/readyz")[1], 30, lambda: daemon.log)
-    code, body = get(port, "/readyz")
-    assert code == 503
-    assert "the topic of projects/" in body
-    operator.delete_subscription()
-    wait_until(lambda: "does not exist" in get(port, "/readyz")[1], 45, lambda: daemon.log)
-    operator.delete_topic()
-    operator.make_subscription()
-    until_ready(daemon, port)
-    with psq.connect(front_site.broker, storage=front_site.storage) as client:
-        assert psq.Queue(client, "work").enqueue(jobs.adder, 1, 2).result(timeout=30) == 3
-    assert daemon.stop() == 0
+    daemons: dict[str, tuple[Psqd, int]] = {}
+    client = psq.connect(front_site.broker, storage=front_site.storage)
+    for name in ("check", "never"):
+        operator.make_subscription(name)
+        daemon = front_site.daemon(name, {**QUICK, "queues": {name: {}}, "declare": name}).start()
+        daemons[name] = daemon, port_of(daemon)
+    for name in daemons:  # so that receives were answered
+        assert psq.Queue(client, name).enqueue(jobs.adder, 1, 1).result(timeout=30) == 2
+        remake(operator, name)
+
+    def says(name: str, *words: str) -> None:
+        daemon, port = daemons[name]
+        wait_until(lambda: all(word in get(port, "/readyz")[1] for word in words), 45, lambda: daemon.log)
+        assert get(port, "/readyz")[0] == 503
+
+    for name in daemons:
+        says(name, "the topic of projects/", f"gcloud pubsub subscriptions delete psq-{name}-shared")
+        operator.delete_subscription(f"{name}-shared")
+    for name in daemons:
+        says(name, "does not exist", f"gcloud pubsub subscriptions create psq-{name}-shared")
+        operator.delete_topic(name)
+        operator.make_subscription(name)
+    for name, (daemon, port) in daemons.items():
+        until_ready(daemon, port)
+        assert psq.Queue(client, name).enqueue(jobs.adder, 1, 2).result(timeout=30) == 3
+        assert daemon.stop() == 0
+    client.close()
 
 
 @pytest.mark.slow
