@@ -23,9 +23,11 @@ from tests.integration.daemons import Site
 CONFIG = {"queues": {"default": {"concurrency": 5, "retry": {"first": 0.1}}}, "shutdown_timeout": 5}
 
 
-def send_suspect(place: Site, function: Callable[..., object], *args: object, **more: object) -> psq.TaskResult:
+def send_suspect(
+    place: Site, function: Callable[..., object], *args: object, queue: str = "default", **more: object
+) -> psq.TaskResult:
     """Enqueue a task that has two strikes."""
-    q = psq.Queue(psq.connect(place.broker), storage=place.storage)
+    q = psq.Queue(psq.connect(place.broker), queue, storage=place.storage)
     strikes = [{"signal": "SIGKILL", "host": "h", "at": time.time() - n} for n in range(2)]
     name = f"{function.__module__}:{function.__qualname__}"
     tagged, _ = dump_call(args, {}, name)
@@ -116,3 +118,11 @@ def test_a_stop_gives_back_who_runs_alone_and_who_waits_for_it(sqlite_site: Site
     assert waits.result(timeout=30) == 3
     assert runs.result(timeout=30) == "slept"
     assert sqlite_site.runs("start")[runs.id] == 2
+
+
+def test_under_psqworker_it_runs_there_in_its_contexts_too(sqlite_site: Site) -> None:
+    worker = sqlite_site.worker("w", "tests.integration.flask_place.q", imports=["tests.integration.jobs"])
+    assert send_suspect(sqlite_site, jobs.context_of_flask, queue="web").result(timeout=30) == "shop"
+    worker.wait_line("starts again in a process of its own")
+    assert worker.stop() == 0
+    sqlite_site.nothing_left()
