@@ -13,7 +13,7 @@
 # The first lane is shown while it runs, the others when all have ended. Separate processes, not pytest-xdist, which
 # breaks when it is patched. PYTEST_ARGS is handed to each run on the tested version.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 bin=$(scripts/venv.sh tested)/bin || exit 1
 logs=$(mktemp -d) || exit 1
 trap 'rm -rf "$logs"' EXIT
@@ -85,10 +85,17 @@ lane() { # lane NAME FUNCTION: in the background, into a file
     pids="$pids $!"
 }
 
+show() { # what the lanes in the background have said
+    for name in $lanes; do
+        printf '\n== %s\n' "$name"
+        cat "$logs/$name"
+    done
+}
+
 lanes= pids= child= status=0
 # An interrupt ends all lanes; each pytest ends the servers that it started.
 # shellcheck disable=SC2086
-trap 'kill $child $pids 2>/dev/null; wait; rm -rf "$logs"; exit 130' INT TERM
+trap 'kill $child $pids 2>/dev/null; wait; show; rm -rf "$logs"; exit 130' INT TERM
 case "${1:-}" in
     slow)
         lane slow-2 slow
@@ -108,10 +115,7 @@ echo "== $first"
 for pid in $pids; do
     wait "$pid" || status=1
 done
-for name in $lanes; do
-    printf '\n== %s\n' "$name"
-    cat "$logs/$name"
-done
+show
 if [ "${1:-}" = slow ]; then
     printf '\n== alone\n'
     alone || status=1
