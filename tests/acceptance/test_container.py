@@ -57,12 +57,11 @@ def _leads(pid: int) -> bool:
         return False
 
 
-@pytest.fixture(params=["sqlite", "front"])
-def where(request: pytest.FixtureRequest) -> Site:
+@pytest.fixture
+def where(strict_place: Site) -> Site:
     if subprocess.run([*CONTAINER, "true"], capture_output=True).returncode:
         need("process namespaces", "unshare -pf is refused: it needs root")
-    found: Site = request.getfixturevalue(f"{request.param}_site")
-    return found
+    return strict_place
 
 
 @pytest.mark.slow

@@ -135,7 +135,8 @@ def test_with_free_slots_they_start_again_within_the_ack_deadline_and_three_seco
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_stopped_for_three_leases_loses_nothing_and_runs_nothing_twice(place: Site) -> None:
+def test_a_worker_that_is_stopped_for_three_leases_loses_nothing_and_runs_nothing_twice(strict_place: Site) -> None:
+    place = strict_place
     config = {"queues": {"long": {"concurrency": 50, "ack_deadline": LEASE, "lease": LEASE}}}
     first = place.daemon("first", config)
     second = place.daemon("second", {"queues": {"other": {}}})
@@ -187,8 +188,9 @@ def test_a_task_that_kills_its_worker_is_a_dead_letter_after_three_deaths(place:
 
 
 @pytest.mark.slow
-def test_a_worker_out_of_memory_ends_and_what_it_held_is_done(place: Site) -> None:
+def test_a_worker_out_of_memory_ends_and_what_it_held_is_done(strict_place: Site) -> None:
     """A limit as of `ulimit -v`: a task sits on all there is, and other allocations fail, psqd's own too."""
+    place = strict_place
     daemon = place.daemon("a", {"queues": {"default": {"concurrency": 50}}, "logging": {"tasks": "failures"}}).start()
     worker = psutil.Process(daemon.worker_pid())
     limit = worker.memory_info().vms + (200 << 20)
