@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -65,20 +64,6 @@ def stubborn(seconds: float) -> str:
         except BaseException:
             journal("swallowed")
     return "done"
-
-
-def hog(seconds: float, how: str = "python") -> str:
-    """Never yields."""
-    journal("start", how)
-    end = time.monotonic() + seconds
-    if how == "python":
-        while time.monotonic() < end:
-            pass
-    else:
-        while time.monotonic() < end:
-            re.match(r"(a+)+$", "a" * 22 + "b")
-    journal("end", how)
-    return how
 
 
 def fails(text: str) -> None:
