@@ -71,7 +71,7 @@ def test_of_a_thousand_and_one_only_the_killer_is_a_dead_letter(
         assert [x.id for x in dead] == [killer.id], daemon.log
         assert set(place.runs("end")) == ids
         assert len(dead[0].deaths) == 3, dead[0].deaths
-        assert took <= SOON
+        assert took <= SOON, daemon.log
         assert daemon.stop() == 0
         place.nothing_left()
 
