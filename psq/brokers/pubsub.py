@@ -235,7 +235,7 @@ class PubSubBroker(Broker):
     def reset_after_fork(self) -> None:
         """See `Broker.reset_after_fork`."""
         self._post = Dispatcher(lambda: self.dispatch).post
-        self.channel.reset_after_fork()
+        self.channel.abandon()
         self._make()
 
     def close(self) -> None:

@@ -331,6 +331,14 @@ class Channel:
         self._flights = {}
         self.answered_at = self.accepted_at = 0.0
 
+    def abandon(self) -> None:
+        """In a forked child: forget the parent's channel for good.
+
+        Under gevent a fork copies greenlets and timers: what the parent had in hand is not to be sent by them, too.
+        """
+        self._closed = True
+        self.reset_after_fork()
+
     def close(self) -> None:
         """End calls in flight and let go. Idempotent; later calls end with an error."""
         self._closed = True

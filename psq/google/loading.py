@@ -12,7 +12,7 @@ from typing import Any
 from psq.concurrency import is_patched
 from psq.errors import MissingDependency
 
-__all__ = ["FORKED", "at_rest", "load_grpc", "used", "waits_in_pool"]
+__all__ = ["FORKED", "at_rest", "handlers_off", "load_grpc", "used", "waits_in_pool"]
 
 log = logging.getLogger("psq")
 
@@ -96,6 +96,11 @@ def at_rest(yes: bool) -> None:
     _at_rest = yes
 
 
+def handlers_off() -> bool:
+    """True where gRPC's fork handlers are off."""
+    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("0", "false", "no", "off")
+
+
 def used() -> bool:
     """Note that this process uses gRPC now; False where it can't: see `FORKED`.
 
@@ -104,8 +109,7 @@ def used() -> bool:
     """
     global _used_by
     pid = os.getpid()
-    handlers = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() not in ("0", "false", "no", "off")
-    if _used_by not in (0, pid) and not handlers:
+    if _used_by not in (0, pid) and handlers_off():
         return False
     _used_by = pid
     return True

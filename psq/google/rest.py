@@ -19,12 +19,15 @@ from weakref import WeakSet
 
 from psq.google.calls import in_hub
 from psq.google.gate import Gate
-from psq.google.loading import at_rest, waits_in_pool
+from psq.google.loading import at_rest, handlers_off, waits_in_pool
 
 __all__ = ["before_forks", "rests"]
 
-#: Seconds that a fork waits for calls in flight. A call that takes longer is left alone, and so is gRPC.
+#: Seconds that a fork waits for calls in flight. A call that takes longer is left alone, and so is gRPC: its own
+#: handlers are there.
 PATIENCE = 2.0
+#: The same where these are off and the child could not call at all: longer than a publish takes at most (15 s).
+LONG_PATIENCE = 16.0
 #: Seconds between looks.
 LOOK = 0.001
 #: What gRPC calls its threads, as far as Linux keeps the names.
@@ -100,7 +103,7 @@ def _before() -> None:
 
 def _settle(channels: list[Restful]) -> bool:
     """Wait until no call is in flight, close the channels, and wait for gRPC; True where it is at rest."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + (LONG_PATIENCE if handlers_off() else PATIENCE)
     closed = False
     while time.monotonic() < deadline:
         if not closed and not any(len(channel) for channel in channels):

@@ -323,6 +323,9 @@ class DatastoreStorage(Storage):
 
     def reset_after_fork(self) -> None:
         """In a forked child: forget what the parent has under way."""
+        if self._channel is not None:
+            self._channel.abandon()
+            self._channel = None
         self._forget()
 
     def close(self) -> None:

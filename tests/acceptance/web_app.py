@@ -13,9 +13,11 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import psq
+from psq.concurrency import start_thread
 
 TASK = "tests.integration.jobs:noted"
 #: Threads that enqueue before, and while, workers are forked.
@@ -57,16 +59,18 @@ async def asgi(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], sen
 
 def before_fork(path: str) -> None:
     """Enqueue for ever in threads; return when the first task was accepted."""
-    first = threading.Event()
+    first, pid = threading.Event(), os.getpid()
 
     def work(thread: int) -> None:
         number = 0
-        while True:
-            task_id = f"master{os.getpid()}-{thread}-{number}"
+        while os.getpid() == pid:  # gevent: a fork copies greenlets
+            task_id = f"master{pid}-{thread}-{number}"
             try:
                 queue.options(task_id=task_id).enqueue(TASK)
             except Exception:
                 task_id = f"error {traceback.format_exc()!r}"
+            if os.getpid() != pid:
+                return
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             os.write(fd, f"{task_id}\n".encode())
             os.close(fd)
@@ -75,7 +79,7 @@ def before_fork(path: str) -> None:
             time.sleep(0.01)  # the workers are what is tested
 
     for thread in range(THREADS):
-        threading.Thread(target=work, args=(thread,), daemon=True).start()
+        start_thread(partial(work, thread), f"before fork {thread}")
     assert first.wait(30)
 
 

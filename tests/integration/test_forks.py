@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -88,7 +90,9 @@ import sys, os, time
 from gevent import monkey
 monkey.patch_all()
 from psq.google.channel import Channel, Method, Target
+from psq.google import rest
 from psq.google.errors import CallError
+rest.LONG_PATIENCE = 0.5
 channel = Channel(Target(sys.argv[1], secure=False))
 echo = Method("/test.Service/Echo")
 channel.call(echo, b"first", 20.0)
@@ -120,3 +124,13 @@ def test_a_fork_does_not_wait_for_ever_and_its_child_says_why_it_can_not_call() 
     assert "docs/web-apps.md" in said
     assert (last, slow) == ("b'last'", "[(b'slow', None)]")
     assert echo.seen == {b"first": 1, b"slow": 1, b"last": 1}
+
+
+def test_what_greenlets_publish_while_their_process_forks_is_published_once(pubsub_emulator: str) -> None:
+    """Under gevent a fork copies the greenlets, and what they had in hand."""
+    broker = f"pubsub://p-{uuid.uuid4().hex[:8]}?endpoint=http://{pubsub_emulator}"
+    done = run(["-m", "tests.integration.fork_publishes", broker])
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("accepted") > 6 * 5
+    assert found == {"codes": [0] * 6, "lost": [], "more than once": {}}, done.stderr

@@ -11,6 +11,7 @@ import pytest
 from psq.brokers import pubsub
 from psq.brokers.base import Delivery, QueueSpec
 from psq.brokers.pubsub import CONNECTIONS, PubSubBroker, from_clients, from_url
+from psq.brokers.pubsub_publisher import PUBLISH_BYTES
 from psq.errors import ConfigError
 from psq.google.channel import connections_for
 from psq.google.clients import settings_of
@@ -121,3 +122,14 @@ def test_fifty_callers_that_tick_while_they_wait_cost_no_more_than_one(
     monkeypatch.setattr(pubsub, "TICKS_APART", 0.0)
     broker.tick()
     assert len(looks) == 2
+
+
+def test_what_a_parent_had_in_hand_is_not_sent_by_its_forked_child(broker: PubSubBroker) -> None:
+    """Under gevent a fork copies greenlets and timers that would send it."""
+    parents = broker.channel
+    broker.reset_after_fork()
+    ended: list[Any] = []
+    parents.start(PUBLISH_BYTES, b"", 5.0, lambda response, error: ended.append(error))
+    (error,) = ended
+    assert (error.code, error.transient, error.sent) == ("CANCELLED", False, False)
+    assert broker.channel is not parents
