@@ -188,6 +188,7 @@ def test_a_task_that_kills_its_worker_is_a_dead_letter_after_three_deaths(place:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # three workers start one after another, and the services before them
 def test_a_worker_out_of_memory_ends_and_what_it_held_is_done(strict_place: Site) -> None:
     """A limit as of `ulimit -v`: a task sits on all there is, and other allocations fail, psqd's own too."""
     place = strict_place
