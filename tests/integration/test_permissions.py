@@ -52,10 +52,12 @@ def brokers(front: Front) -> Iterator[Brokers]:
 # publishers
 
 
-@pytest.mark.parametrize("declare", ["auto", "check", "never"])
-@pytest.mark.parametrize("permissions", [(PUBLISH,), (PUBLISH, LOOK)])
+@pytest.mark.parametrize(
+    ("declare", "permissions"),
+    [("auto", (PUBLISH,)), ("check", (PUBLISH,)), ("never", (PUBLISH,)), ("auto", (PUBLISH, LOOK))],
+)
 def test_a_publisher_that_may_only_publish_does(
-    brokers: Brokers, front: Front, caplog: pytest.LogCaptureFixture, declare: str, permissions: tuple[str, ...]
+    brokers: Brokers, caplog: pytest.LogCaptureFixture, declare: str, permissions: tuple[str, ...]
 ) -> None:
     deployer = brokers()
     deployer.declare(QUEUE)
