@@ -15,6 +15,13 @@ from tests.integration.daemons import Site
 QUEUES = {"queues": {"default": {"concurrency": 50}}}
 
 
+@pytest.fixture(params=["sqlite", "front"])
+def place(request: pytest.FixtureRequest) -> Site:
+    """The bare emulator shows nothing here that the front does not."""
+    found: Site = request.getfixturevalue(f"{request.param}_site")
+    return found
+
+
 @pytest.fixture
 def queue_of(place: Site) -> Callable[..., psq.Queue]:
     """Makes the sender's queues."""

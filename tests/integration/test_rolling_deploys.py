@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from urllib.request import urlopen
 
+import pytest
+
 import psq
 from psq.brokers.base import Outgoing
 from psq.concurrency import Waiter
@@ -27,6 +29,13 @@ def fresh():
     return "new"
 """
 )
+
+
+@pytest.fixture(params=["sqlite", "front"])
+def place(request: pytest.FixtureRequest) -> Site:
+    """The bare emulator shows nothing here that the front does not."""
+    found: Site = request.getfixturevalue(f"{request.param}_site")
+    return found
 
 
 def held_back(daemon: Psqd) -> float:
