@@ -114,8 +114,8 @@ def test_nothing_is_asked_for_before_the_start_or_without_room(rig: Rig) -> None
 def test_a_poll_is_longer_where_there_are_very_many_queues() -> None:
     assert poll_for(1) == 60.0
     assert poll_for(600) == 60.0
-    assert 80.0 < poll_for(1000) < 90.0
-    assert poll_for(2400) == 200.0
+    assert poll_for(1000) == 100.0
+    assert poll_for(2000) == 200.0
 
 
 def test_more_pulls_join_while_answers_bring_messages_and_never_ask_for_more_than_the_room(rig: Rig) -> None:
