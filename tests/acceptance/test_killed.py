@@ -70,8 +70,10 @@ def _kill(daemon: Psqd, victim: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("victim", ["worker", "keeper", "keeper's group", "both"])
-def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(place: Site, victim: str) -> None:
+def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(strict_place: Site, victim: str) -> None:
+    place = strict_place
     first = place.daemon("first", BUSY)
     second = place.daemon("second", {"queues": {"busy": {"concurrency": 4}}})
     first.prefix = ["setsid"]
@@ -117,8 +119,11 @@ def test_tasks_of_a_killed_daemon_start_again_within_seconds_and_all_are_done(pl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "keeper"])
-def test_with_free_slots_they_start_again_within_the_ack_deadline_and_three_seconds(place: Site, victim: str) -> None:
+def test_with_free_slots_they_start_again_within_the_ack_deadline_and_three_seconds(
+    strict_place: Site, victim: str
+) -> None:
     """A daemon with free slots has a poll out; the emulator gives an orphaned one a delivery for a whole lease."""
+    place = strict_place
     config = {"queues": {"long": {"concurrency": 50, "ack_deadline": 10}}}
     first = place.daemon("first", config).start()
     q = psq.Queue(psq.connect(place.broker), "long", storage=place.storage)
