@@ -87,23 +87,27 @@ _registered = False
 
 def _before() -> None:
     global _forker
-    at_rest(False)
     channels = list(_channels)
-    if any(channel.polls for channel in channels) or not any(channel.is_open() for channel in channels):
+    if any(channel.polls for channel in channels) or _to_exec() or in_hub():
+        at_rest(False)
+        return
+    if not any(channel.is_open() for channel in channels):
         at_rest(not _grpc_runs())
         return
-    if in_hub() or _to_exec():
-        return
-    _forking.acquire()
+    deadline = time.monotonic() + (LONG_PATIENCE if handlers_off() else PATIENCE)
+    while not _forking.acquire(blocking=False):  # made before the patching, maybe: to wait in it would stop the hub
+        if time.monotonic() >= deadline:
+            at_rest(False)
+            return
+        time.sleep(LOOK)
     _forker = threading.get_ident()
     for channel in channels:
         channel.gate.closed = True
-    at_rest(_settle(channels))
+    at_rest(_settle(channels, deadline))
 
 
-def _settle(channels: list[Restful]) -> bool:
+def _settle(channels: list[Restful], deadline: float) -> bool:
     """Wait until no call is in flight, close the channels, and wait for gRPC; True where it is at rest."""
-    deadline = time.monotonic() + (LONG_PATIENCE if handlers_off() else PATIENCE)
     closed = False
     while time.monotonic() < deadline:
         if not closed and not any(len(channel) for channel in channels):

@@ -126,6 +126,43 @@ def test_a_fork_does_not_wait_for_ever_and_its_child_says_why_it_can_not_call() 
     assert echo.seen == {b"first": 1, b"slow": 1, b"last": 1}
 
 
+AT_ONCE = """
+import os, sys, faulthandler
+from psq.google.channel import Channel, Method, Target  # before the patching, as with gunicorn --preload
+from gevent import monkey
+monkey.patch_all()
+import gevent
+faulthandler.dump_traceback_later(30, exit=True)
+channel = Channel(Target(sys.argv[1], secure=False))
+echo = Method("/test.Service/Echo")
+channel.call(echo, b"first", 20.0)
+channel.start(echo, b"slow", 20.0, lambda response, error: None)
+def fork(number):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if channel.call(echo, b"child-%d" % number, 20.0) else 2
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+forks = [gevent.spawn(fork, number) for number in range(3)]
+gevent.joinall(forks)
+print([fork.value for fork in forks], channel.call(echo, b"last", 20.0), flush=True)
+os._exit(0)
+"""
+
+
+def test_greenlets_that_fork_at_the_same_time_wait_for_each_other_and_stop_nobody() -> None:
+    echo = Echo(0.005)
+    try:
+        done = run(["-W", "ignore", "-c", AT_ONCE, echo.address])
+    finally:
+        echo.stop()
+    assert done.stdout == "[0, 0, 0] b'last'\n", done.stdout + done.stderr
+    assert set(echo.seen.values()) == {1}
+
+
 def test_what_greenlets_publish_while_their_process_forks_is_published_once(pubsub_emulator: str) -> None:
     """Under gevent a fork copies the greenlets, and what they had in hand."""
     broker = f"pubsub://p-{uuid.uuid4().hex[:8]}?endpoint=http://{pubsub_emulator}"

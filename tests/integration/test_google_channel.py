@@ -336,7 +336,9 @@ if sys.argv[1] == "gevent":
     from gevent import monkey
     monkey.patch_all()
 from psq.google.channel import Channel, Method, Target
+from psq.google import rest
 from psq.google.errors import CallError
+rest.PATIENCE = rest.LONG_PATIENCE = 0.2  # the call that is held never ends
 channel = Channel(Target(sys.argv[2], secure=False))
 ping, hold = Method("/test.Service/Ping"), Method("/test.Service/Hold")
 ended = []
