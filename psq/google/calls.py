@@ -70,11 +70,15 @@ class Later:
         self._cancelled = False
 
     def begin(self, start: Callable[[], Call | None], done: CallDone) -> None:
-        """Begin it, unless it was cancelled meanwhile."""
+        """Begin it, unless it was cancelled meanwhile. An error of `start` is the call's: nobody else would hear it."""
         if self._is_cancelled():
             done(None, CallError("CANCELLED", "cancelled before it began", sent=False))
             return
-        self._call = start()
+        try:
+            self._call = start()
+        except Exception as error:
+            done(None, CallError("UNKNOWN", f"{type(error).__name__}: {error}", transient=False, sent=False))
+            return
         if self._call is not None and self._is_cancelled():
             self._call.cancel()
 

@@ -32,9 +32,9 @@ class Gate:
         return later
 
     def open(self) -> None:
-        """Let calls through, those that wait first."""
+        """Let calls through, those that wait first, for as long as nobody closes it again."""
         self.closed = False
-        while True:
+        while not self.closed:  # one that finds it closed again waits here once more
             try:
                 begin = self._held.popleft()
             except IndexError:
