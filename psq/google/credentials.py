@@ -42,7 +42,7 @@ class Identity:
                 credentials, _ = google.auth.default(scopes=list(target.scopes))
             else:
                 credentials = auth.with_scopes_if_required(target.credentials, list(target.scopes))  # type: ignore[no-untyped-call]
-        except google.auth.exceptions.GoogleAuthError as error:
+        except (google.auth.exceptions.GoogleAuthError, OSError) as error:  # OSError: we may not read the file
             raise BrokerRefused(
                 f"no credentials for {target.address}: {error} (gcloud auth application-default login)"
             ) from error

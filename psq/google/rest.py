@@ -28,6 +28,9 @@ __all__ = ["before_forks", "rests"]
 PATIENCE = 2.0
 #: The same where these are off and the child could not call at all: longer than a publish takes at most (15 s).
 LONG_PATIENCE = 16.0
+#: Seconds in which gRPC's threads end once all channels are closed (3 to 16 ms, measured). Those that run on are of
+#: others' channels, and no wait would help. Longer where gRPC's own handlers are set to anything, which harms children.
+ENDING, LONG_ENDING = 0.25, 2.0
 #: Seconds between looks.
 LOOK = 0.001
 #: What gRPC calls its threads, as far as Linux keeps the names.
@@ -87,12 +90,14 @@ _registered = False
 
 def _before() -> None:
     global _forker
+    if _to_exec():
+        return
     channels = list(_channels)
-    if any(channel.polls for channel in channels) or _to_exec() or in_hub():
+    if any(channel.polls for channel in channels):
         at_rest(False)
         return
-    if not any(channel.is_open() for channel in channels):
-        at_rest(not _grpc_runs())
+    if in_hub():  # it can't wait
+        at_rest(not any(channel.is_open() for channel in channels) and _grpc_runs() is False)
         return
     deadline = time.monotonic() + (LONG_PATIENCE if handlers_off() else PATIENCE)
     while not _forking.acquire(blocking=False):  # made before the patching, maybe: to wait in it would stop the hub
@@ -101,6 +106,7 @@ def _before() -> None:
             return
         time.sleep(LOOK)
     _forker = threading.get_ident()
+    at_rest(False)
     for channel in channels:
         channel.gate.closed = True
     at_rest(_settle(channels, deadline))
@@ -108,16 +114,20 @@ def _before() -> None:
 
 def _settle(channels: list[Restful], deadline: float) -> bool:
     """Wait until no call is in flight, close the channels, and wait for gRPC; True where it is at rest."""
-    closed = False
-    while time.monotonic() < deadline:
-        if not closed and not any(len(channel) for channel in channels):
-            for channel in channels:
-                channel.let_go()
-            closed = True
-        if closed and not _grpc_runs():
-            return True
+    if not any(len(channel) or channel.is_open() for channel in channels):
+        return _grpc_runs() is False
+    while any(len(channel) for channel in channels):
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(LOOK)
-    return False
+    for channel in channels:
+        channel.let_go()
+    deadline = time.monotonic() + (LONG_ENDING if os.environ.get("GRPC_ENABLE_FORK_SUPPORT") else ENDING)
+    while _grpc_runs():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOOK)
+    return _grpc_runs() is False
 
 
 def _in_parent() -> None:
@@ -146,14 +156,14 @@ def _to_exec() -> bool:
     return False
 
 
-def _grpc_runs() -> bool:
-    """True where gRPC has threads, or where it can't be told."""
+def _grpc_runs() -> bool | None:
+    """True where gRPC has threads, None where it can't be told."""
     if waits_in_pool():
         return True
     try:
         numbers = os.listdir("/proc/self/task")
     except OSError:
-        return True
+        return None
     for number in numbers:
         try:
             with open(f"/proc/self/task/{number}/comm") as file:

@@ -307,7 +307,8 @@ def test_tls_and_tokens_of_a_service_account_and_a_revoked_token_is_replaced(tmp
         tokens.stop()
 
 
-def test_where_there_are_no_credentials_the_error_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["nowhere.json", "."], ids=["none", "not readable"])
+def test_where_there_are_no_credentials_the_error_says_what_to_do(tmp_path: Path, file: str) -> None:
     code = """
 from psq.google.channel import Channel, Method, Target
 from psq.google.errors import broker_error
@@ -318,7 +319,7 @@ channel.start(Method("/x/y"), b"", 1.0, done)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "nowhere.json")},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / file)},
         capture_output=True,
         text=True,
         timeout=60,
