@@ -27,6 +27,7 @@ from typing import Any
 
 from psq.concurrency import native_thread, original
 from psqd.keeper.outbox import Outbox
+from psqd.keeper.words import Words
 
 __all__ = [
     "ENDED",
@@ -54,8 +55,6 @@ SLOTS = 1 << 20
 Lease = tuple[int, str, float, "bytes | None"]
 
 _HEADER = 64  # the heartbeat, the last slot that started, and room to grow
-_BEAT = struct.Struct("d")
-_LAST, _LAST_AT = struct.Struct("q"), 8
 _LENGTH = struct.Struct("<I")
 _PIPE_BYTES = 1 << 20  # Linux gives an unprivileged process no more (fs.pipe-max-size)
 _READ_BYTES = 1 << 20
@@ -107,8 +106,9 @@ class KeeperEnd:
         self._buffer = bytearray(_READ_BYTES)
         self._filled = 0  # of the buffer: the beginning of a frame that is not whole yet
         self._closed = False
-        _LAST.pack_into(self._memory, _LAST_AT, -1)
-        _BEAT.pack_into(self._memory, 0, time.monotonic())  # the worker's start is its first sign of life
+        self._words = Words(self._memory)
+        self._words.last[0] = -1
+        self._words.beat[0] = time.monotonic()  # the worker's start is its first sign of life
 
     @property
     def environment(self) -> dict[str, str]:
@@ -124,8 +124,7 @@ class KeeperEnd:
 
     def heartbeat(self) -> float:
         """Monotonic instant of the worker's last heartbeat (before the first: of the link's making)."""
-        beat: float = _BEAT.unpack_from(self._memory, 0)[0]
-        return beat
+        return self._words.beat[0]
 
     def state(self, slot: int) -> int:
         """FREE, STARTED or ENDED. True to the last instruction of a worker that is dead."""
@@ -133,8 +132,7 @@ class KeeperEnd:
 
     def last_started(self) -> int:
         """The slot that started last, -1 for none; it may have ended. Who dies at once is the last to start."""
-        slot: int = _LAST.unpack_from(self._memory, _LAST_AT)[0]
-        return slot
+        return self._words.last[0]
 
     def read_leases(self) -> tuple[list[tuple[Any, ...]], int, bool]:
         """Read what there is, up to a megabyte.
@@ -216,6 +214,7 @@ class KeeperEnd:
         self.close_worker_side()
         os.close(self.leases_fd)
         os.close(self.control_fd)
+        self._words.release()
         self._memory.close()
 
 
@@ -231,6 +230,7 @@ class WorkerEnd:
 
     def __init__(self, memory_fd: int, leases_fd: int, control_fd: int) -> None:
         self.memory = mmap.mmap(memory_fd, _HEADER + SLOTS)
+        self._words = Words(self.memory)
         os.close(memory_fd)  # the mapping stays
         self.offset = _HEADER
         self._leases_fd, self._control_fd = leases_fd, control_fd
@@ -299,7 +299,7 @@ class WorkerEnd:
     def mark_started(self, slot: int) -> None:
         """The function is about to be called: if this process dies now, that is a strike."""
         self.memory[self.offset + slot] = STARTED
-        _LAST.pack_into(self.memory, _LAST_AT, slot)
+        self._words.last[0] = slot
 
     def mark_ended(self, slot: int) -> None:
         """The function is over: if this process dies now, the lease is just given back."""
@@ -307,7 +307,7 @@ class WorkerEnd:
 
     def beat(self) -> None:
         """The hub turns."""
-        _BEAT.pack_into(self.memory, 0, time.monotonic())
+        self._words.beat[0] = time.monotonic()
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a control message, in order. A keeper that is gone is no error here: see `listen`."""

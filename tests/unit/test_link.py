@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -151,6 +153,37 @@ def test_the_heartbeat_is_the_last_beat_and_before_it_the_links_birth(ends: Ends
     assert 0 < born <= time.monotonic()
     worker.beat()
     assert born < keeper.heartbeat() <= time.monotonic()
+
+
+WRITER = """
+import os
+from psqd.keeper.link import WorkerEnd
+worker = WorkerEnd.from_environment(os.environ)
+worker.mark_started(7)
+print("begun", flush=True)
+while True:
+    worker.beat()
+    worker.mark_started(7)
+"""
+
+
+def test_what_the_keeper_reads_while_the_worker_writes_it_is_whole() -> None:
+    """With `struct.pack_into`, which clears first, 4 of 100 looks saw a heartbeat of 0: a hub that stands still."""
+    keeper = KeeperEnd()
+    born = keeper.heartbeat()
+    command = [sys.executable, "-c", WRITER]
+    environment = {**os.environ, **keeper.environment}
+    fds = keeper.worker_fds
+    with subprocess.Popen(command, env=environment, pass_fds=fds, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begun\n"
+            looks = [(keeper.heartbeat(), keeper.last_started()) for _ in range(200_000)]
+        finally:
+            process.kill()
+    keeper.close()
+    assert min(beat for beat, _ in looks) >= born
+    assert {slot for _, slot in looks} == {7}
 
 
 def test_messages_go_both_ways_and_in_order(ends: Ends) -> None:
