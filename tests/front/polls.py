@@ -10,6 +10,7 @@ that subscription, and what it brings meanwhile is given back (or, by the manner
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -79,8 +80,14 @@ class Polls:
         self.most = max(self.most, self.now)
         self.most_by[subscription] = max(self.most_by[subscription], self.by[subscription])
         try:
-            poll = self._adopt(subscription, most) or self._begin(subscription, most, immediately=False)
-            return await self._answer(subscription, poll)
+            until = time.monotonic() + HOLD
+            orphan = self._adopt(subscription, most)
+            if orphan is not None:
+                response = await self._answer(subscription, orphan)
+                if response:
+                    return response  # else the emulator ended it, for it is older than this one
+            poll = self._begin(subscription, most, immediately=False)
+            return await self._answer(subscription, poll, until - time.monotonic())
         finally:
             self.now -= 1
             self.by[subscription] -= 1
@@ -98,9 +105,9 @@ class Polls:
         for poll in self._orphans.pop(subscription, []):
             poll.task.cancel()
 
-    async def _answer(self, subscription: str, poll: _Poll) -> bytes:
+    async def _answer(self, subscription: str, poll: _Poll, hold: float = HOLD) -> bytes:
         try:
-            await asyncio.wait([poll.task], timeout=HOLD)  # which does not cancel it when we are
+            await asyncio.wait([poll.task], timeout=hold)  # which does not cancel it when we are
         except asyncio.CancelledError:
             self.cancelled += 1
             self._abandon(subscription, poll)
