@@ -169,8 +169,10 @@ class Executor:
     def _start(self, attempt: Attempt, resolved: Resolved, call: Callable[[Attempt], Outcome]) -> Outcome | None:
         """Have the function called; None where it was left to others."""
         delivery, message, runtime = attempt.delivery, attempt.message, self.runtime
-        if self.config.ack == "early" and not acked_early(delivery, runtime, self.counters):
-            return None
+        if self.config.ack == "early":
+            if not acked_early(delivery, runtime, self.counters):
+                return None
+            attempt.early = True
         if message.reply and not self._told_reply:
             self._check_reply(message)
         began = time.time()
@@ -204,6 +206,8 @@ class Executor:
                 self._dead(attempt, outcome)
             case Later():
                 self._later(attempt, outcome.seconds)
+            case Hold() if attempt.early:  # the broker has nothing that could come again
+                self._interrupted(attempt, outcome.why)
             case Hold():
                 self.counters.unknown += 1
                 self.runtime.held.park([attempt.delivery], outcome.seconds)
@@ -287,14 +291,15 @@ class Executor:
             log.warning("a delayed task of queue %s stays with the broker: %s", self.name, error)
         return isinstance(error, StorageRefused)
 
-    def _interrupted(self, attempt: Attempt) -> None:
-        if attempt.delivery.slot >= 0:
-            self.runtime.held.give_back([attempt.delivery])
-            detail = "the worker stops: it runs again elsewhere, no attempt is used up"
+    def _interrupted(self, attempt: Attempt, why: str = "the worker stops") -> None:
+        if not attempt.early:
+            if attempt.delivery.slot >= 0:  # else it was given back before it has ended
+                self.runtime.held.give_back([attempt.delivery])
+            detail = f"{why}: it runs again elsewhere, no attempt is used up"
         else:
             error = {"type": "psq.errors:TaskInterrupted", "message": "interrupted", "traceback": ""}
             self._steps.store_failure(attempt, error)
-            detail = "the worker stops: it was acked early and does not run again"
+            detail = f"{why}: it was acked early and does not run again"
         self._tell(attempt, "interrupted", detail, "", logging.WARNING)
 
     def _tell(self, attempt: Attempt, outcome: str, detail: str, trace: str, level: int) -> None:

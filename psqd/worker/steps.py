@@ -45,14 +45,16 @@ class Attempt:
         task: What ran, or None where nothing did.
         waited: Seconds from due (or enqueued) to start.
         ran: Seconds from start to end.
+        early: It was acked before its start: there is no lease, and nobody else has it.
     """
 
-    __slots__ = ("delivery", "message", "ran", "task", "waited")
+    __slots__ = ("delivery", "early", "message", "ran", "task", "waited")
 
     def __init__(self, delivery: Delivery, message: Message) -> None:
         self.delivery, self.message = delivery, message
         self.task: TaskContext | None = None
         self.waited = self.ran = 0.0
+        self.early = False
 
 
 class Steps:
@@ -194,7 +196,7 @@ class Steps:
 class _Step:
     """One step of one attempt; see `Steps.step`. Runs on the hub, in its callbacks too: what is logged comes last."""
 
-    __slots__ = ("_attempt", "_begin", "_early", "_failures", "_never", "_steps", "_then", "_what")
+    __slots__ = ("_attempt", "_begin", "_failures", "_never", "_steps", "_then", "_what")
 
     def __init__(
         self,
@@ -207,12 +209,11 @@ class _Step:
     ) -> None:
         self._steps, self._attempt, self._what = steps, attempt, what
         self._begin, self._then, self._never = begin, then, never
-        self._early = attempt.delivery.slot < 0  # acked early: there is no lease, and nobody else has it
         self._failures = 0
 
     def go(self) -> None:
         """Begin it."""
-        if self._attempt.delivery.slot < 0 and not self._early:
+        if self._attempt.delivery.slot < 0 and not self._attempt.early:
             return  # given back meanwhile: whoever has it now takes its steps
         try:
             self._begin(self._answered)

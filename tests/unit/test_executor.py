@@ -366,6 +366,24 @@ def test_an_interrupted_task_is_given_back_with_no_attempt_used() -> None:
     assert bench.outside.names() == ["nack"]
 
 
+@pytest.mark.parametrize("ends", ["add", "fail", "stopped"])
+def test_of_a_task_that_ends_after_it_was_given_back_nothing_is_stored(
+    ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(retries=1)
+    delivery = bench.delivery(encode(message(ends, *[1, 1][: 2 * (ends == "add")])))
+    run = bench.invocation.run
+
+    def given_back_meanwhile(*args: Any) -> Any:
+        outcome = run(*args)
+        bench.held.give_back([delivery])
+        return outcome
+
+    monkeypatch.setattr(bench.invocation, "run", given_back_meanwhile)
+    bench.executor.run(delivery)
+    assert bench.outside.names() == ["nack"]
+
+
 def test_the_log_names_a_task_that_starts_again_after_its_worker_died(caplog: pytest.LogCaptureFixture) -> None:
     """Its own line of the first start may have died with the worker."""
     bench = Bench()

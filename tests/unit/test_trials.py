@@ -206,6 +206,30 @@ def test_a_task_that_fails_there_has_failed(bench: Bench, process: FakeProcess) 
     assert bench.outside.calls[0] == ("put", ("failed", None, error, "id-1"))
 
 
+def test_one_that_was_acked_early_and_can_not_be_tried_has_failed(process: FakeProcess) -> None:
+    bench = Bench(ack="early")
+    bench.runtime.trials = Trials(bench.held, process)
+    process.answers = [TrialFailed("it does not know the function")]
+    bench.run(struck(2))
+    settle(bench)
+    assert bench.outside.names() == ["ack", "put"]
+    assert bench.outside.calls[1][1][0] == "failed"
+
+
+def test_what_was_given_back_before_its_trial_was_interrupted_has_not_failed(
+    bench: Bench, process: FakeProcess
+) -> None:
+    process.hold = True
+    delivery = bench.run(struck(2))
+    with gevent.Timeout(10):
+        while not process.held:
+            gevent.sleep(0.001)
+    bench.held.give_back([delivery])
+    bench.runtime.trials.interrupt("the keeper is gone")
+    settle(bench)
+    assert bench.outside.names() == ["nack"]
+
+
 def test_an_interrupted_trial_convicts_nobody(bench: Bench, process: FakeProcess) -> None:
     process.hold = True
     bench.run(struck(2))
