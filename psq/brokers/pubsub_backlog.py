@@ -46,11 +46,18 @@ class Backlog:
             request = wire.PullRequest(subscription=self._name, max_messages=PULL, return_immediately=True)
             received = self._call(wire.PULL, request).received_messages
             if received:
-                self._modify([message.ack_id for message in received], lease)
+                self._keep([message.ack_id for message in received], lease)
             new = [message for message in received if message.message.message_id not in seen]
             seen.update(message.message.message_id for message in new)
             empty = 0 if new else empty + 1
             yield from new
+
+    def _keep(self, ack_ids: Sequence[str], lease: int) -> None:
+        try:
+            self._modify(ack_ids, lease)
+        except CallError as error:
+            if error.code != "NOT_FOUND":  # deleted meanwhile: the next pull says so, after these were handed on
+                raise
 
     def give_back(self, ack_ids: Sequence[str]) -> None:
         """Others may have them at once."""

@@ -52,21 +52,51 @@ def move(channel: Channel, maker: Maker, queue: QueueSpec, topic: str, name: str
     log.warning("the topic of %s was deleted; both are made anew", name)
     maker.create_topic(topic, deadline)
     backlog = Backlog(channel, name)
-    received = list(backlog.messages())
+    received = _taken(backlog)
+    messages = [wire.PubsubMessage(data=one.message.data, attributes=one.message.attributes) for one in received]
     try:
-        messages = [wire.PubsubMessage(data=one.message.data, attributes=one.message.attributes) for one in received]
         if messages:  # may we? The new topic has no subscription yet, and swallows it
             _publish(channel, topic, messages[:1])
-        if maker.get(name, deadline).topic == DELETED_TOPIC:
-            maker.delete(name, deadline)
+        _remove(maker, name, deadline)
     except CallError:
-        backlog.give_back([one.ack_id for one in received])
-        raise
+        if _given_back(backlog, received):
+            raise
     _insist(name, lambda: maker.create(queue, time.monotonic() + TIMEOUT))
     if messages:
         log.warning("%d tasks of the deleted topic %s are published again", len(messages), topic)
     for batch in _batches(messages):
         _insist(topic, partial(_publish, channel, topic, batch))
+
+
+def _taken(backlog: Backlog) -> list[Any]:
+    """All that it holds. Where another daemon deletes it meanwhile: what we have of it, and nobody else has."""
+    received: list[Any] = []
+    try:
+        received.extend(backlog.messages())
+    except CallError as error:
+        if error.code != "NOT_FOUND":
+            _given_back(backlog, received)
+            raise
+    return received
+
+
+def _remove(maker: Maker, name: str, deadline: float) -> None:
+    """Delete it, unless another daemon was faster."""
+    try:
+        if maker.get(name, deadline).topic == DELETED_TOPIC:
+            maker.delete(name, deadline)
+    except CallError as error:
+        if error.code != "NOT_FOUND":
+            raise
+
+
+def _given_back(backlog: Backlog, received: Sequence[Any]) -> bool:
+    """Give back what was taken; False where there is nothing any more to give it back to."""
+    try:
+        backlog.give_back([one.ack_id for one in received])
+    except CallError as error:
+        return error.code != "NOT_FOUND"
+    return True
 
 
 def _publish(channel: Channel, topic: str, messages: Sequence[Any]) -> None:

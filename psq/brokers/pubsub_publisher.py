@@ -99,6 +99,8 @@ class _Topic:
             self.ready, self.missing = True, False
         except Exception as caught:
             error = caught
+            if not is_transient(error):
+                self.missing = False  # told; the next publish begins anew, for somebody may have made it meanwhile
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for ensured in waiting:

@@ -78,6 +78,8 @@ def test_a_publisher_that_may_make_nothing_is_told_at_once_what_makes_the_topic(
     error = answer.error(10.0)
     assert isinstance(error, BrokerRefused)
     assert f"gcloud pubsub topics create psq-work --project={web.project}" in str(error)
+    brokers().declare(QUEUE)
+    publish(web, outgoing(QUEUE))  # it is noticed
 
 
 def test_a_publisher_that_may_look_does_not_publish_to_a_topic_that_would_swallow_it(brokers: Brokers) -> None:

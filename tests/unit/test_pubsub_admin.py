@@ -291,6 +291,31 @@ def test_what_was_taken_out_of_a_deleted_topics_subscription_is_published_howeve
     assert server.calls[-6:] == ["CreateSubscription"] * 3 + ["Publish"] * 3
 
 
+@pytest.mark.parametrize(
+    "faster", ["while it is pulled from", "as the lease is extended", "before the look", "after it"]
+)
+def test_what_was_taken_is_published_again_when_another_daemon_was_faster_with_the_rest(
+    server: Server, admin: Admin, faster: str
+) -> None:
+    """Each of two daemons has a part of what the old subscription held; one deletes it."""
+    gone = CallError("NOT_FOUND", "Resource not found")
+    old, new = found("_deleted-topic_"), found()
+    server.answers["CreateSubscription"] = CallError("ALREADY_EXISTS", "")
+    server.answers["GetSubscription"] = [old, old, new]
+    server.answers["Pull"] = held(b"{}")
+    if faster == "while it is pulled from":
+        server.answers["Pull"][1] = gone
+    elif faster == "as the lease is extended":
+        server.answers["Pull"][1] = server.answers["ModifyAckDeadline"] = gone
+    elif faster == "before the look":
+        server.answers["GetSubscription"] = [old, old, gone]
+    else:
+        server.answers["GetSubscription"], server.answers["DeleteSubscription"] = old, gone
+    admin.declare(QUEUE)
+    assert server.calls[-2:] == ["CreateSubscription", "Publish"]
+    assert [message.data for message in server.requests[-1].messages] == [b"{}"]
+
+
 # declare: check and never
 
 

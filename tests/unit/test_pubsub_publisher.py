@@ -238,13 +238,18 @@ def test_a_topic_that_is_gone_is_looked_at_once_more_closely_then_published_to_a
     assert rig.admin.calls == ["ensure", "repair"]
 
 
-def test_a_topic_that_stays_away_is_a_refusal(rig: Rig) -> None:
+def test_a_topic_that_stays_away_is_a_refusal_until_somebody_has_made_it(rig: Rig) -> None:
     rig.publish()
     rig.call().fail("NOT_FOUND")
     rig.admin.error = BrokerRefused("we may not make it")
     (error,) = rig.wait(1)
     assert isinstance(error, BrokerRefused)
     assert "may not" in str(error)
+    rig.admin.error = None  # a deployer has made it
+    rig.publish()
+    rig.call().answer(b"")
+    assert rig.wait(2)[1] is None
+    assert rig.admin.calls == ["ensure", "repair", "ensure"]
 
 
 def test_a_queue_that_can_not_be_made_for_the_moment_is_tried_again(rig: Rig) -> None:
