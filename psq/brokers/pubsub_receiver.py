@@ -350,6 +350,8 @@ class PubSubReceiver(Receiver):
             sure: It was seen; else `missing` stays until a receive is answered.
         """
         with self._lock:
+            if self._stopped is not None:
+                return  # which waits for the pulls that are out
             stale, self._pulls = self._pulls, set()
             self._long, self._out, self._busy = None, 0, False
             self._count()

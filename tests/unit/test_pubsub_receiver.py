@@ -430,6 +430,15 @@ def test_after_the_grace_what_is_still_out_is_cancelled(rig: Rig) -> None:
     assert rig.receiver.requests == 0
 
 
+def test_a_subscription_that_is_mended_while_its_receiver_stops_keeps_the_stop_from_nothing(rig: Rig) -> None:
+    rig.begin(5)
+    rig.stop(0.5)
+    rig.receiver.resume()
+    rig.fire()
+    assert rig.stopped == 1
+    assert not rig.channel.open
+
+
 def test_a_call_that_does_not_end_when_cancelled_is_not_waited_for(rig: Rig) -> None:
     rig.channel.cancels = False
     call = rig.begin(5)
