@@ -95,7 +95,7 @@ show() { # what the lanes in the background have said
 lanes= pids= child= status=0
 # An interrupt ends all lanes; each pytest ends the servers that it started.
 # shellcheck disable=SC2086
-trap 'kill $child $pids 2>/dev/null; wait; show; rm -rf "$logs"; exit 130' INT TERM
+trap 'kill $child $pids 2>/dev/null; show; wait; rm -rf "$logs"; exit 130' INT TERM
 case "${1:-}" in
     slow)
         lane slow-2 slow
