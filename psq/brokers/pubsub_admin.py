@@ -21,6 +21,8 @@ __all__ = ["Admin"]
 
 #: Seconds for one thing that is asked for by itself.
 DEFAULT_TIMEOUT = 10.0
+#: Nobody has a permission on what is not there.
+UNSEEN = " (or it does not exist: psq declare -c FILE makes it)"
 
 log = logging.getLogger("psq")
 
@@ -232,7 +234,8 @@ class Admin:
         try:
             for resource, wanted in asked.items():
                 has = self._maker.allowed(resource, wanted, deadline)
-                lacking += [self.missing(permission) for permission in wanted if permission not in has]
+                unseen = UNSEEN if self.mode == NEVER and not has else ""
+                lacking += [self.missing(permission) + unseen for permission in wanted if permission not in has]
         except CallError as error:
             if error.code in ("UNIMPLEMENTED", "PERMISSION_DENIED"):
                 return None

@@ -415,6 +415,14 @@ def test_a_daemon_that_may_not_receive_or_publish_is_told_the_role(server: Serve
     assert [request.resource for request in server.requests[-2:]] == [NAMES.topic("work"), NAMES.subscription(QUEUE)]
 
 
+def test_where_nothing_at_all_is_allowed_it_is_told_that_the_queue_may_not_be_there(server: Server) -> None:
+    """Nobody has a permission on what does not exist, and Pub/Sub does not tell the difference."""
+    trusting = Admin(server, NAMES, "never")  # type: ignore[arg-type]
+    server.answers["TestIamPermissions"] = allowed("pubsub.topics.publish")
+    (consume,) = trusting.lacks(QUEUE) or []
+    assert consume.endswith("--role=roles/pubsub.subscriber (or it does not exist: psq declare -c FILE makes it)")
+
+
 def test_workers_of_a_broadcast_queue_make_their_copies_so_they_must_be_allowed_to(server: Server) -> None:
     fleet, member = QueueSpec("fleet", broadcast=True), QueueSpec("fleet", broadcast=True, member="a-0")
     server.answers["TestIamPermissions"] = allowed("pubsub.topics.publish", "pubsub.subscriptions.consume")
