@@ -334,7 +334,12 @@ def main() -> int:
     parser.add_argument("--hog", type=float, default=35.0, help="seconds for which a task computes")
     parser.add_argument("--keep", action="store_true", help="delete nothing at the end")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up then, too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that it cleans up then, too
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    for name in ("PUBSUB_EMULATOR_HOST", "DATASTORE_EMULATOR_HOST"):
+        if os.environ.get(name):
+            print(f"{name} is set: what follows says nothing about the real service")
     try:
         smoke = Smoke(options)
     except psq.PsqError as error:
