@@ -180,6 +180,7 @@ class Reloader:
         for name, consumer in fresh.items():
             daemon.consumers[name] = consumer
             self._begin(consumer)
+        runtime.trials.renew()
         daemon.size_threads(config)
         daemon.tell_keeper(config)
 

@@ -126,11 +126,12 @@ def _put_on_path(folders: Sequence[str]) -> None:
 
 def _from_file(arguments: argparse.Namespace, link: WorkerEnd | None) -> Parts:
     path = arguments.config
+    absolute = os.path.abspath(path)  # a task may change the folder
 
     def load() -> Config:
-        return configfile.load(path)
+        return configfile.load(absolute)
 
-    config = load()
+    config = configfile.load(path)
     try:
         return _parts_of(config, arguments, load, link)
     except ConfigError as error:  # mistakes in the file itself have said so, with their line

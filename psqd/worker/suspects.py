@@ -35,6 +35,9 @@ class Process(Protocol):
     def interrupt(self, why: str) -> None:
         """End it now."""
 
+    def renew(self) -> None:
+        """Have the next `start` replace it, unless something runs in it."""
+
     def stop(self) -> None:
         """It is not needed any more."""
 
@@ -111,6 +114,8 @@ class Lane:
         self._free = BoundedSemaphore(size)
         self._greenlet: gevent.Greenlet[[], None] | None = None
         self._jobs: set[gevent.Greenlet[[Suspect], None]] = set()
+        self._used = 0.0  # monotonic, last
+        self._lingers: gevent.Greenlet[[], None] | None = None
 
     @property
     def running(self) -> int:
@@ -154,7 +159,7 @@ class Lane:
             job.name = f"psqd trial of {suspect.host.name}"
             self._jobs.add(job)
             job.rawlink(self._tried)
-        gevent.spawn_later(LINGER, self.close)
+        self._linger()
 
     def _try(self, suspect: Suspect) -> None:
         suspect.host.run_apart(suspect.attempt, suspect.resolved, lambda attempt: self._call(suspect))
@@ -162,6 +167,18 @@ class Lane:
     def _tried(self, job: Any) -> None:
         self._jobs.discard(job)
         self._free.release()
+        self._linger()
+
+    def _linger(self) -> None:
+        self._used = time.monotonic()
+        if self._lingers is None or self._lingers.dead:
+            self._lingers = gevent.spawn(self._let_go)
+            self._lingers.name = "psqd trials linger"
+
+    def _let_go(self) -> None:
+        while (left := self._used + LINGER - time.monotonic()) > 0:
+            gevent.sleep(left)
+        self.close()
 
     def join(self, timeout: float) -> None:
         """Wait for those that run, at most `timeout` seconds."""

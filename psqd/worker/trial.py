@@ -12,6 +12,7 @@ of a task, its lease, its result and its ack, stays with the worker.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -41,11 +42,18 @@ __all__ = ["Trial", "alone", "outcome_of"]
 
 #: Seconds for the orderly end of a process that is not needed any more.
 LAST_GASP = 2.0
+#: Of prctl(2): the signal that comes when the thread that started us, the worker's main thread, has ended.
+PR_SET_PDEATHSIG = 1
 
 
 def alone() -> None:
-    """Be the first to be killed for memory, and in a group of our own: what a task kills with it is not the worker."""
+    """Be the first to be killed for memory, and in a group of our own: what a task kills with it is not the worker.
+
+    Ends with the worker, also while C code keeps the interpreter and with it `Trial._watch`.
+    """
     os.setpgid(0, 0)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")

@@ -86,6 +86,7 @@ class _Session:
     link: socket.socket
     pending: dict[int, AsyncResult[Mapping[str, Any]]] = field(default_factory=dict)
     given: int = 0  # tasks
+    stale: bool = False  # it has read another config
     why: str = ""  # we ended it
 
     def expect(self, number: int) -> AsyncResult[Mapping[str, Any]]:
@@ -108,6 +109,7 @@ class TrialProcess:
     ) -> None:
         self._argv, self._tell, self._stall_limit = argv, tell, stall_limit
         self._session: _Session | None = None
+        self._folder = _folder()  # a task may change ours, and the arguments may name files from here
         me = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(me))
 
@@ -122,13 +124,15 @@ class TrialProcess:
             TrialInterrupted: `interrupt` was called meanwhile.
         """
         session = self._session
-        if session is not None and session.process.poll() is None and not (fresh and session.given):
-            return
+        if session is not None and session.process.poll() is None:
+            outdated = session.stale and not session.pending
+            if not outdated and not (fresh and session.given):
+                return
         self.stop()
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "psqd.worker", *self._argv, "--trial", str(theirs.fileno())]
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), cwd=self._folder)
         except OSError as error:
             ours.close()
             raise TrialFailed(str(error)) from error
@@ -214,6 +218,11 @@ class TrialProcess:
             self._session.why = self._session.why or why
             _kill(self._session.process)
 
+    def renew(self) -> None:
+        """The config is another one: the next `start` replaces it, unless something runs in it."""
+        if self._session is not None:
+            self._session.stale = True
+
     def stop(self) -> None:
         """It is not needed any more. Idempotent."""
         session, self._session = self._session, None
@@ -228,6 +237,29 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             process.kill()  # before it has a group of its own
+    elif _has_left_some(process.pid):  # it was reaped before we saw the end of its link
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _has_left_some(group: int) -> bool:
+    """Whether this process group has members in our session: else its id may be somebody else's by now."""
+    ours = [str(group), str(os.getsid(0))]
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    _, _, rest = file.read().decode("latin-1").rpartition(")")
+                if rest.split()[2:4] == ours:  # state, parent, group, session
+                    return True
+    return False
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
 
 
 def _forget(reference: weakref.ref[TrialProcess]) -> None:

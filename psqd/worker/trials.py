@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from psq.brokers.base import Delivery
 from psq.message import Message
-from psqd.keeper.signals import name_of
+from psqd.keeper.worker_process import Ended
 from psqd.worker.held import Held
 from psqd.worker.outcome import Dead, Hold, Interrupted, Outcome
 from psqd.worker.suspects import Host, Lane, Process, Suspect
@@ -157,15 +157,22 @@ class Trials:
         return outcome_of(dict(reply))
 
     def _undecided(self, suspect: Suspect, error: Exception) -> Outcome:
-        if isinstance(error, TrialFailed):
-            return Hold(NO_PROCESS_PAUSE, str(error))
         name, message = suspect.host.name, suspect.attempt.message
+        if isinstance(error, TrialFailed):
+            log.error(
+                "task %s of queue %s can't run in a process of its own, again in %g s: %s",
+                message.id,
+                name,
+                NO_PROCESS_PAUSE,
+                error,
+            )
+            return Hold(NO_PROCESS_PAUSE, str(error))
         log.warning("task %s of queue %s did not end in a process of its own: %s", message.id, name, error)
         return Interrupted()
 
     def _convict(self, message: Message, death: TrialDied) -> Dead:
         self.convicted += 1
-        signal = name_of(-death.code) if death.code < 0 else f"exit {death.code}"
+        signal = str(Ended(death.code))
         record = {"signal": signal, "host": socket.gethostname(), "at": time.time()}
         deaths = [*message.strikes, record]
         for strike in message.strikes:
@@ -185,6 +192,11 @@ class Trials:
                 len(taken),
                 why,
             )
+
+    def renew(self) -> None:
+        """The config is another one: who is tried from now on is tried with that."""
+        for lane in self._lanes:
+            lane.process.renew()
 
     # the end
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from psq.concurrency import Waiter
 from psq.message import Message, attributes, encode
 from psq.serializers import dump_call
 from psq.storages.sqlite import SQLiteStorage
-from tests.acceptance.processes import wait_until
+from tests.acceptance.processes import ROOT, wait_until
 from tests.integration import jobs
 from tests.integration.daemons import Site
 
@@ -103,6 +104,28 @@ def test_it_ends_with_its_worker_and_runs_again_without_a_strike(sqlite_site: Si
     assert pid_of(sqlite_site, result, start=1) != pid
     assert result.result(timeout=40) == "slept"
     assert SQLiteStorage(sqlite_site.broker.removeprefix("sqlite://")).get_dead(result.id) == []
+
+
+@pytest.mark.slow
+def test_it_ends_with_worker_and_keeper_while_c_code_keeps_its_interpreter(sqlite_site: Site) -> None:
+    daemon = sqlite_site.daemon("a", CONFIG).start()
+    pid_of(sqlite_site, send_suspect(sqlite_site, jobs.keeps_the_interpreter))
+    for pid in (daemon.pid, daemon.worker_pid()):
+        os.kill(pid, signal.SIGKILL)
+    sqlite_site.nothing_left()
+
+
+def test_it_finds_what_the_worker_found_and_knows_what_a_reload_has_brought(sqlite_site: Site) -> None:
+    daemon = sqlite_site.daemon("a", CONFIG)
+    daemon.config_path = Path(os.path.relpath(daemon.config_path, ROOT))
+    daemon.start()
+    q = psq.Queue(psq.connect(sqlite_site.broker), storage=sqlite_site.storage)
+    assert q.enqueue(jobs.moves).result(timeout=30) == "/"
+    assert send_suspect(sqlite_site, jobs.adder, 1, 2).result(timeout=20) == 3
+    daemon.configure({**CONFIG, "queues": {"default": {}, "fresh": {}}})
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_line("reloaded: added fresh")
+    assert send_suspect(sqlite_site, jobs.adder, 3, 4, queue="fresh").result(timeout=20) == 7
 
 
 def test_a_stop_gives_back_who_runs_alone_and_who_waits_for_it(sqlite_site: Site) -> None:

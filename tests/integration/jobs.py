@@ -140,6 +140,18 @@ def parent(path: str) -> None:
     journal("end")
 
 
+def moves() -> str:
+    """Changes the folder of its process."""
+    os.chdir("/")
+    return os.getcwd()
+
+
+def keeps_the_interpreter() -> None:
+    """C code that lets no other thread run, for minutes."""
+    journal("start")
+    sum(range(10**11))
+
+
 def orphan() -> None:
     """Leaves a process behind whose parent has ended."""
     subprocess.run(["sh", "-c", "sleep 600 >/dev/null 2>&1 &"], check=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any
 
+import psutil
 import pytest
+from gevent import subprocess
 
 from psqd.worker.outcome import Failed, Finished, Outcome, Retried
 from psqd.worker.trial import outcome_of, reply_of
-from psqd.worker.trial_process import Frames, TrialFailed, TrialProcess
+from psqd.worker.trial_process import Frames, TrialFailed, TrialProcess, _kill
+from tests.acceptance.processes import wait_until
 
 ERROR = {"type": "builtins:ValueError", "message": "oh", "traceback": "Traceback…"}
 
@@ -56,3 +61,16 @@ def test_a_process_that_can_not_start_says_so_and_is_told_to_have_ended() -> Non
     assert (runs, still_runs, ended) == (True, False, started)
     process.interrupt("nothing runs")
     process.stop()
+
+
+def test_what_a_process_has_started_ends_with_it_even_if_it_was_reaped_already() -> None:
+    script = "sleep 600 >/dev/null & echo $!"
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, preexec_fn=os.setpgrp)
+    assert process.stdout is not None
+    child = psutil.Process(int(process.stdout.readline()))
+    process.stdout.close()
+    assert process.wait(10) == 0
+    _kill(process)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        wait_until(lambda: child.status() == psutil.STATUS_ZOMBIE or not child.is_running(), 10, "it lives")
+    _kill(process)

@@ -28,7 +28,7 @@ class FakeProcess:
         self.starts: list[Exception] = []
         self.held: list[AsyncResult[Any]] = []
         self.hold = False
-        self.stopped = self.fresh = 0
+        self.stopped = self.fresh = self.renewed = 0
 
     def start(self, *, fresh: bool = False) -> None:
         self.fresh += fresh
@@ -47,6 +47,9 @@ class FakeProcess:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def renew(self) -> None:
+        self.renewed += 1
 
     def interrupt(self, why: str) -> None:
         for running in self.held:
@@ -350,3 +353,30 @@ def test_who_dies_where_another_ran_before_is_tried_in_a_fresh_process(bench: Be
     assert process.fresh == 1
     assert process.ids() == ["id-1", "id-1"]
     assert bench.outside.names() == ["put", "ack"]
+
+
+def test_the_process_ends_after_the_last_task_however_long_that_ran(
+    bench: Bench, process: FakeProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psqd.worker.suspects.LINGER", 0.02)
+    process.hold = True
+    bench.run(struck(2))
+    with gevent.Timeout(10):
+        while not process.held:
+            gevent.sleep(0.001)
+    gevent.sleep(0.05)
+    assert process.stopped == 0
+    process.held[0].set({"kind": "finished", "result": b"7"})
+    with gevent.Timeout(10):
+        while not process.stopped:
+            gevent.sleep(0.001)
+
+
+def test_a_task_that_the_process_does_not_know_waits_and_the_log_says_so(
+    bench: Bench, process: FakeProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    process.answers = [TrialFailed("the config has no queue q")]
+    bench.run(struck(2))
+    settle(bench)
+    assert bench.outside.calls == [("park", 30.0)]
+    assert "can't run in a process of its own, again in 30 s: the config has no queue q" in caplog.text
