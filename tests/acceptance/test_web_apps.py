@@ -24,7 +24,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "gevent-patched-preload": ("gevent", ["--preload", "--config=tests/acceptance/patched_gunicorn.py"]),
 }
 #: Those of `make test`, with few tasks. With a thousand tasks a worker they are slow: all of them behind the front.
-QUICK = [("sqlite", "gevent-patched-preload"), ("front", "gthread-preload"), ("front", "gevent-preload")]
+QUICK = [("sqlite", "gevent-patched-preload"), ("front", "gevent-preload")]
 
 
 @contextlib.contextmanager

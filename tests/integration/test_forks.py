@@ -114,7 +114,7 @@ print(answers, flush=True)
 
 
 def test_a_fork_does_not_wait_for_ever_and_its_child_says_why_it_can_not_call() -> None:
-    echo = Echo(0.05)
+    echo = Echo(0.02)
     try:
         done = run(["-c", HUNG, echo.address])
     finally:
