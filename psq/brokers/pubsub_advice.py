@@ -100,4 +100,5 @@ def gcloud_repair(names: Names, queue: QueueSpec) -> str:
     return (
         f"gcloud pubsub subscriptions delete {_short(names.subscription(queue))} --project={names.project} ; "
         + gcloud_create(names, queue)
+        + " (which drops what it still holds; psq declare -c FILE moves that)"
     )

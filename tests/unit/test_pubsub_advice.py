@@ -130,4 +130,5 @@ def test_the_commands_name_topic_subscription_and_project() -> None:
         assert part in line
     assert "--expiration-period=never" in line
     assert gcloud_repair(NAMES, QUEUE).startswith("gcloud pubsub subscriptions delete psq-work-shared")
+    assert "psq declare -c FILE" in gcloud_repair(NAMES, QUEUE)  # which loses nothing of what it still holds
     assert "subscriptions" not in gcloud_create(NAMES, QueueSpec("fleet", broadcast=True))
