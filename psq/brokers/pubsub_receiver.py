@@ -16,6 +16,7 @@ from typing import Any
 
 from psq.brokers import pubsub_wire as wire
 from psq.brokers.base import Delivery, QueueSpec, Receiver
+from psq.brokers.pubsub_pace import Pace
 from psq.brokers.pubsub_publisher import MEMBER_ATTRIBUTE
 from psq.concurrency import Timer, call_later, original
 from psq.google.channel import HOT_PULLS, HOT_QUEUES, Call, Channel
@@ -32,16 +33,8 @@ POLLS_A_SECOND = 10
 MAX_PULLS = 1 + HOT_PULLS
 #: Pulls beside the long polls in a process: the channel has streams for no more, and acks would wait behind them.
 MAX_EXTRA = HOT_PULLS * HOT_QUEUES
-#: Most messages of one pull.
-MAX_MESSAGES = 1000
 #: Seconds for a pull that returns immediately.
 SHORT_TIMEOUT = 10.0
-#: Seconds before a pull that failed is repeated; doubled up to the longest, with jitter.
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 10.0
-#: A long poll that is answered with nothing sooner than this tells that the server does not hold polls, seconds.
-TOO_SOON = 0.5
-#: After that many in a row there is a pause before the next.
-SOON_IN_A_ROW = 2
 #: Seconds that cancelled pulls may take to end.
 CANCEL_TIME = 2.0
 #: A poll is up to this part longer, so that those of a thousand queues do not end, and go out again, all at once.
@@ -117,13 +110,9 @@ class PubSubReceiver(Receiver):
         self._want = 0  # as asked, less what was delivered since
         self._on_way = 0  # answered and not yet delivered: a hop through dispatch
         self._out = 0  # asked for by pulls in flight
-        self._mean = 0.0  # messages of an answer that brings some
-        self._busy = False  # the last answer brought messages
+        self._pace = Pace()
         self._all_busy: set[PubSubReceiver] = set() if busy is None else busy
         self._unanswered = 0.0  # when the first receive was sent of those that ended without any sign of life
-        self._soon = 0  # long polls in a row that were answered with nothing, and at once
-        self._most = MAX_MESSAGES  # less after RESOURCE_EXHAUSTED
-        self._failures = 0
         self._timer: Timer | None = None  # a pause is on while there is one
         self._gone = False  # the subscription was not found: wait for `resume`
         self._stopped: list[Callable[[], None]] | None = None  # not None once it stops
@@ -145,7 +134,7 @@ class PubSubReceiver(Receiver):
             self._want = n - self._on_way
             if n <= 0:
                 self._unanswered = 0.0  # no room: nothing is waited for
-            pulls = self._next(1 if self._busy else 0) if self._want > self._out else []
+            pulls = self._next(1 if self._pace.busy else 0) if self._want > self._out else []
         for pull in pulls:
             self._send(pull)
 
@@ -165,11 +154,9 @@ class PubSubReceiver(Receiver):
         most = min(MAX_PULLS, 1 + MAX_EXTRA // max(1, len(self._all_busy)))
         while (room := self._want - self._out) > 0:
             is_long = self._long is None
-            if not is_long and (more <= 0 or len(self._pulls) >= most or room < min(self._mean, MAX_MESSAGES)):
+            if not is_long and (more <= 0 or len(self._pulls) >= most or not self._pace.worth_another(room)):
                 break
-            # Alone, it takes all there is room for. Among others each takes a share, so that they go side by side.
-            share = max(2 * self._mean, self._want // MAX_PULLS, 1) if self._busy else room
-            pull = _Pull(min(room, int(share), self._most), is_long)
+            pull = _Pull(self._pace.share(room, self._want, MAX_PULLS), is_long)
             if is_long:
                 self._long = pull
             else:
@@ -182,7 +169,7 @@ class PubSubReceiver(Receiver):
 
     def _count(self) -> None:
         self.requests = len(self._pulls)
-        if self._busy and self._pulls:
+        if self._pace.busy and self._pulls:
             self._all_busy.add(self)
         else:
             self._all_busy.discard(self)
@@ -240,13 +227,12 @@ class PubSubReceiver(Receiver):
             self.stats["empty"] += 1
             self._nothing()
             if pull.is_long:
-                self._soon = self._soon + 1 if now - pull.sent < min(TOO_SOON, self.poll_seconds / 2) else 0
-                if self._soon > SOON_IN_A_ROW and self._timer is None:
-                    self._pause(min(1.0, FIRST_PAUSE * 2 ** min(self._soon - SOON_IN_A_ROW, 10)))
+                pause = self._pace.poll_was_empty(now - pull.sent, self.poll_seconds)
+                if pause and self._timer is None:
+                    self._pause(pause)
             return 0
-        self.messages_at, self._soon, self._busy = now, 0, True
-        self._mean = float(count) if count > self._mean else self._mean * 0.75 + count * 0.25
-        self._most = min(MAX_MESSAGES, self._most * 2)
+        self.messages_at = now
+        self._pace.brought(count)
         self._want -= count
         self._on_way += count
         return 1 if pull.is_long else 2  # the long poll follows itself
@@ -254,10 +240,11 @@ class PubSubReceiver(Receiver):
     def _nothing(self) -> None:
         """A pull found nothing: where no other but the long poll is out, the queue is not busy any more."""
         if len(self._pulls) <= (self._long is not None):
-            self._busy = False
+            self._pace.busy = False
 
     def _alive(self, now: float) -> None:
-        self.answered_at, self.error, self._failures, self._unanswered = now, "", 0, 0.0
+        self.answered_at, self.error, self._unanswered = now, "", 0.0
+        self._pace.answered()
         self.told = False
         if not self.mending:  # a subscription whose topic was deleted answers, too
             self.missing = ""
@@ -276,15 +263,11 @@ class PubSubReceiver(Receiver):
         self.stats["errors"] += 1
         self.error = str(error)
         if error.code == "RESOURCE_EXHAUSTED":
-            self._most = max(1, min(self._most, pull.asked) // 2)
+            self._pace.refused(pull.asked)
         if error.code == "NOT_FOUND":
             self._gone = True
         if self._timer is None and self._stopped is None:
-            pause = FIRST_PAUSE * 2 ** min(self._failures, 10)
-            self._failures += 1
-            if not error.transient:
-                pause = LONGEST_PAUSE  # it has to be mended by somebody
-            self._pause(min(LONGEST_PAUSE, pause) * (random.uniform(0.8, 1.2) if self._failures > 1 else 1.0))
+            self._pause(self._pace.failed(error))
         return 0
 
     def _after_error(self, pull: _Pull, error: CallError) -> None:
@@ -353,7 +336,7 @@ class PubSubReceiver(Receiver):
             if self._stopped is not None:
                 return  # which waits for the pulls that are out
             stale, self._pulls = self._pulls, set()
-            self._long, self._out, self._busy = None, 0, False
+            self._long, self._out, self._pace.busy = None, 0, False
             self._count()
         for pull in stale:
             if pull.call is not None:
