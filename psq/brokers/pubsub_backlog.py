@@ -31,18 +31,19 @@ class Backlog:
     def __init__(self, channel: Channel, subscription: str) -> None:
         self._channel, self._name = channel, subscription
 
-    def messages(self, lease: int = 60) -> Iterator[Any]:
+    def messages(self, lease: int = 60, *, answers: int = EMPTY_ANSWERS) -> Iterator[Any]:
         """Received messages (raw protobuf), until it is empty. Only once each, however often they come.
 
         Args:
             lease: Seconds for which each is kept from others.
+            answers: Empty ones in a row after which it is taken for empty.
 
         Raises:
             CallError: It is not there, or can't be reached.
         """
         seen: set[str] = set()
         empty = 0
-        while empty < EMPTY_ANSWERS:
+        while empty < answers:
             request = wire.PullRequest(subscription=self._name, max_messages=PULL, return_immediately=True)
             received = self._call(wire.PULL, request).received_messages
             if received:

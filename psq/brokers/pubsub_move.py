@@ -21,6 +21,10 @@ __all__ = ["move"]
 
 #: Longest random pause before a subscription of a deleted topic is made anew, seconds.
 REPAIR_JITTER = 1.0
+#: Seconds for another process that was faster with the new topic: least and most. After that it is taken for dead.
+OTHERS = (1.0, 4.0)
+#: Empty answers in a row after which the old subscription is taken for empty, and deleted.
+EMPTY_ANSWERS = 10
 #: Messages and bytes of one publish.
 MOST, MOST_BYTES = 1000, 5_000_000
 #: Seconds for one call, and the pauses between two attempts.
@@ -47,10 +51,14 @@ def move(channel: Channel, maker: Maker, queue: QueueSpec, topic: str, name: str
         CallError: A step failed, or is denied; nothing is lost.
     """
     time.sleep(random.uniform(0.0, REPAIR_JITTER))  # several daemons notice at the same time
-    if maker.get(name, deadline).topic != DELETED_TOPIC:
+    if not _is_lost(maker, queue, name, deadline):
         return  # another was faster
     log.warning("the topic of %s was deleted; both are made anew", name)
-    maker.create_topic(topic, deadline)
+    if not maker.create_topic(topic, deadline):
+        # Who has made it is at work. Two at it might delete what one of them has just made.
+        time.sleep(random.uniform(*OTHERS))
+        if not _is_lost(maker, queue, name, deadline):
+            return
     backlog = Backlog(channel, name)
     received = _taken(backlog)
     messages = [wire.PubsubMessage(data=one.message.data, attributes=one.message.attributes) for one in received]
@@ -68,11 +76,22 @@ def move(channel: Channel, maker: Maker, queue: QueueSpec, topic: str, name: str
         _insist(topic, partial(_publish, channel, topic, batch))
 
 
+def _is_lost(maker: Maker, queue: QueueSpec, name: str, deadline: float) -> bool:
+    """True while its topic is gone. Where another process has just deleted it, it is made."""
+    try:
+        return bool(maker.get(name, deadline).topic == DELETED_TOPIC)
+    except CallError as error:
+        if error.code != "NOT_FOUND":
+            raise
+    maker.create(queue, deadline)
+    return False
+
+
 def _taken(backlog: Backlog) -> list[Any]:
     """All that it holds. Where another daemon deletes it meanwhile: what we have of it, and nobody else has."""
     received: list[Any] = []
     try:
-        received.extend(backlog.messages())
+        received.extend(backlog.messages(answers=EMPTY_ANSWERS))
     except CallError as error:
         if error.code != "NOT_FOUND":
             _given_back(backlog, received)

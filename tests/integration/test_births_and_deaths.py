@@ -6,13 +6,17 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 import psq
+from psq.brokers.base import QueueSpec
 from psq.brokers.pubsub import from_url
+from psq.message import decode
 from tests.acceptance.processes import ROOT, wait_until
+from tests.contract.helpers import ack, outgoing, publish, receiving
 from tests.front.client import Front
 from tests.integration import jobs
 from tests.integration.daemons import Psqd, Site
@@ -152,6 +156,27 @@ def test_a_daemon_mends_what_is_deleted_below_it_and_the_next_task_runs(front_si
         assert operator.found().topic == operator.topic(), what
     client.close()
     assert daemon.stop() == 0
+
+
+def test_what_a_deleted_topic_held_is_moved_by_several_at_a_time_and_none_is_lost(
+    front_site: Site, operator: Operator
+) -> None:
+    queue, count = QueueSpec("work"), 200
+    brokers = [from_url(front_site.broker) for _ in range(3)]
+    brokers[0].declare(queue)
+    publish(brokers[0], *(outgoing(queue, f"t{number}") for number in range(count)))
+    operator.delete_topic()
+    with ThreadPoolExecutor(len(brokers)) as pool:
+        list(pool.map(lambda broker: broker.declare(queue), brokers))
+    with receiving(brokers[0], queue) as (inbox, receiver):
+        seen: set[str] = set()
+        while len(seen) < count:
+            deliveries = inbox.take(20, 1.0)
+            ack(brokers[0], *deliveries)
+            seen |= {decode(one.data).id for one in deliveries}
+            receiver.ask(100)
+    for broker in brokers:
+        broker.close()
 
 
 def test_a_daemon_that_makes_nothing_is_not_ready_until_somebody_has_mended_it(

@@ -62,6 +62,7 @@ def server() -> Server:
 @pytest.fixture
 def admin(server: Server, monkeypatch: pytest.MonkeyPatch) -> Admin:
     monkeypatch.setattr(pubsub_move, "REPAIR_JITTER", 0.0)
+    monkeypatch.setattr(pubsub_move, "OTHERS", (0.0, 0.0))
     monkeypatch.setattr(pubsub_maker, "MAX_RATE", 1e6)
     return Admin(server, NAMES)  # type: ignore[arg-type]
 
@@ -78,7 +79,7 @@ def held(*documents: bytes) -> list[Any]:
     """Answers to pulls from a subscription that holds these."""
     messages = [{"message": {"data": one, "message_id": str(n)}, "ack_id": str(n)} for n, one in enumerate(documents)]
     answer = types.PullResponse.pb()
-    return [answer(received_messages=messages), answer(), answer(), answer()]
+    return [answer(received_messages=messages), *(answer() for _ in range(pubsub_move.EMPTY_ANSWERS))]
 
 
 def test_a_subscription_is_asked_for_first_and_its_topic_only_where_that_is_missing(
@@ -289,6 +290,25 @@ def test_what_was_taken_out_of_a_deleted_topics_subscription_is_published_howeve
     (warning,) = admin.declare(QUEUE)
     assert "made anew" in warning
     assert server.calls[-6:] == ["CreateSubscription"] * 3 + ["Publish"] * 3
+
+
+@pytest.mark.parametrize("other", ["has done it", "is about to make it", "has died"])
+def test_who_makes_the_new_topic_moves_what_the_old_one_held_and_others_wait_for_it(
+    server: Server, admin: Admin, other: str
+) -> None:
+    """Else one may delete the subscription that the other has just made."""
+    old, new, gone = found("_deleted-topic_"), found(), CallError("NOT_FOUND", "")
+    server.answers["CreateSubscription"] = CallError("ALREADY_EXISTS", "")
+    server.answers["CreateTopic"] = CallError("ALREADY_EXISTS", "")
+    server.answers["Pull"] = held()
+    server.answers["GetSubscription"] = [
+        old,
+        old,
+        *{"has done it": [new], "is about to make it": [gone]}.get(other, [old] * 2),
+    ]
+    admin.declare(QUEUE)
+    assert ("DeleteSubscription" in server.calls) is (other == "has died")
+    assert (server.calls[-1] == "CreateSubscription") is (other != "has done it")
 
 
 @pytest.mark.parametrize(
