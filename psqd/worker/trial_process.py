@@ -45,12 +45,14 @@ class TrialDied(Exception):
 
     Attributes:
         code: Its exit code, or minus the signal.
-        alone: It had run nothing but this task: nobody else can have killed it.
+        alone: It had run nothing but this task: no other task of its own can have killed it.
+        memory: It was SIGKILL, and the kernel has ended processes for their memory meanwhile: it begins with
+            this one, whoever has taken the memory.
     """
 
-    def __init__(self, code: int, *, alone: bool) -> None:
+    def __init__(self, code: int, *, alone: bool, memory: bool = False) -> None:
         super().__init__(code)
-        self.code, self.alone = code, alone
+        self.code, self.alone, self.memory = code, alone, memory
 
 
 class Frames:
@@ -87,6 +89,7 @@ class _Session:
     pending: dict[int, AsyncResult[Mapping[str, Any]]] = field(default_factory=dict)
     given: int = 0  # tasks
     stale: bool = False  # it has read another config
+    ended_for_memory: int = 0  # processes of this machine, before the last task was given
     why: str = ""  # we ended it
 
     def expect(self, number: int) -> AsyncResult[Mapping[str, Any]]:
@@ -165,6 +168,7 @@ class TrialProcess:
         if session is None:
             raise TrialInterrupted("its process has just ended")
         session.given += 1
+        session.ended_for_memory = ended_for_memory()
         number = session.given
         answer = session.expect(number)
         with contextlib.suppress(OSError):  # it has just died; `_listen` says so, too
@@ -206,10 +210,12 @@ class TrialProcess:
             code = process.wait(END_LIMIT)
         except subprocess.TimeoutExpired:
             code = -signal.SIGKILL
+        memory = code == -signal.SIGKILL and ended_for_memory() != session.ended_for_memory
         if self._session is session:
             self.stop()
         for answer in list(pending.values()):
-            answer.set_exception(TrialInterrupted(session.why) if session.why else TrialDied(code, alone=alone))
+            died = TrialDied(code, alone=alone, memory=memory)
+            answer.set_exception(TrialInterrupted(session.why) if session.why else died)
         pending.clear()
 
     def interrupt(self, why: str) -> None:
@@ -229,6 +235,17 @@ class TrialProcess:
         if session is not None:
             session.link.close()
             self._tell(session.process.pid, False)
+
+
+def ended_for_memory() -> int:
+    """How many processes the kernel has ended for their memory since it runs; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        with open("/proc/vmstat", encoding="ascii") as file:
+            for line in file:
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -8,9 +8,11 @@ that one more would make a dead letter runs in another process:
     it was not: in another one, with others like it; if that one dies, each
     of them is tried alone
 
-If a process dies that has run nothing but this task, there was nobody else. An
-innocent task just runs there. A conviction explains the deaths that the
-convicted was struck for: they count against nobody else any more.
+If a process dies that has run nothing but this task, there was nobody else.
+Where the kernel may have ended it for memory, that is believed the second time:
+it ends such a process first, whoever has taken the memory. An innocent task just
+runs there. A conviction explains the deaths that the convicted was struck for:
+they count against nobody else any more.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ MAX_WAITING, MAX_BYTES = 1000, 16 << 20
 TOGETHER = 100
 #: Pause of those for whom the process can't be had, and of those that are to be tried alone, seconds.
 NO_PROCESS_PAUSE, ALONE_PAUSE = 30.0, 0.5
-#: Deaths that are remembered as explained, and tasks that are to be tried alone; the oldest are forgotten first.
+#: Pause of one that may have died for the memory of others, seconds: a worker that takes all is dead by then.
+MEMORY_PAUSE = 3.0
+#: Deaths that are remembered as explained, and tasks that are to be tried alone or were spared; the oldest go first.
 REMEMBERED = 10_000
 
 log = logging.getLogger("psqd")
@@ -69,6 +73,7 @@ class Trials:
         self.convicted = self.acquitted = 0
         self._explained: OrderedDict[object, None] = OrderedDict()
         self._accused: OrderedDict[object, None] = OrderedDict()
+        self._spared: OrderedDict[object, None] = OrderedDict()
 
     def is_suspect(self, message: Message, max_strikes: int) -> bool:
         """True for a task that one more strike would make a dead letter."""
@@ -129,24 +134,23 @@ class Trials:
                 return self._acquit(process, suspect)
             except TrialDied as death:
                 if death.alone:
-                    return self._convict(suspect.attempt.message, death)
+                    return self._judge(suspect, death)
             # Another ran there before: what that one left may have killed it.
             process.start(fresh=True)
             return self._acquit(process, suspect)
         except TrialDied as death:
-            return self._convict(suspect.attempt.message, death)
+            return self._judge(suspect, death)
         except (TrialInterrupted, TrialFailed) as error:
             return self._undecided(suspect, error)
 
     def _try(self, suspect: Suspect) -> Outcome:
         assert self._together is not None
-        message = suspect.attempt.message
         try:
             return self._acquit(self._together.process, suspect)
         except TrialDied as death:
             if death.alone:
-                return self._convict(message, death)
-            _remember(self._accused, message.id)
+                return self._judge(suspect, death)
+            _remember(self._accused, suspect.attempt.message.id)
             return Hold(ALONE_PAUSE, "it is to run alone")
         except (TrialInterrupted, TrialFailed) as error:
             return self._undecided(suspect, error)
@@ -169,6 +173,22 @@ class Trials:
             return Hold(NO_PROCESS_PAUSE, str(error))
         log.warning("task %s of queue %s did not end in a process of its own: %s", message.id, name, error)
         return Interrupted()
+
+    def _judge(self, suspect: Suspect, death: TrialDied) -> Outcome:
+        """It died alone. For memory that others may have taken: then they, too, die if they go on."""
+        message, name = suspect.attempt.message, suspect.host.name
+        if not death.memory or message.id in self._spared:
+            return self._convict(message, death)
+        _remember(self._accused, message.id)
+        _remember(self._spared, message.id)
+        log.warning(
+            "the process in which task %s of queue %s ran was ended for memory, which others may have taken: "
+            "it runs once more, in %g s",
+            message.id,
+            name,
+            MEMORY_PAUSE,
+        )
+        return Hold(MEMORY_PAUSE, "its process was ended for memory")
 
     def _convict(self, message: Message, death: TrialDied) -> Dead:
         self.convicted += 1

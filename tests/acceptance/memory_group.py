@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.acceptance.processes import wait_until
 from tests.parts import need
 
 __all__ = ["MemoryGroup", "memory_group"]
@@ -49,4 +50,11 @@ def memory_group(limit: int) -> Iterator[MemoryGroup]:
     try:
         yield MemoryGroup(folder)
     finally:
+        # A process that has ended is in it until its parent, init by now, has looked at it
+        wait_until(lambda: _removed(folder), 20, lambda: f"in {folder}: {(folder / 'cgroup.procs').read_text()}")
+
+
+def _removed(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
         folder.rmdir()
+    return not folder.exists()

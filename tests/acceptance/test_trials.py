@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -17,6 +18,7 @@ from psq.concurrency import Waiter
 from psq.message import Message, attributes, encode
 from psq.serializers import dump_call
 from psq.storages.sqlite import SQLiteStorage
+from tests.acceptance.memory_group import memory_group
 from tests.acceptance.processes import ROOT, wait_until
 from tests.integration import jobs
 from tests.integration.daemons import Site
@@ -126,6 +128,23 @@ def test_it_finds_what_the_worker_found_and_knows_what_a_reload_has_brought(sqli
     daemon.signal(signal.SIGHUP)
     daemon.wait_line("reloaded: added fresh")
     assert send_suspect(sqlite_site, jobs.adder, 3, 4, queue="fresh").result(timeout=20) == 7
+
+
+@pytest.mark.slow
+def test_who_dies_for_the_memory_of_others_is_no_dead_letter(sqlite_site: Site) -> None:
+    door = sqlite_site.folder / "door"
+    with memory_group(500 << 20) as group, contextlib.ExitStack() as stack:
+        stack.callback(sqlite_site.nothing_left)
+        stack.callback(sqlite_site.end)
+        daemon = sqlite_site.daemon("a", CONFIG)
+        daemon.prefix = group.prefix
+        daemon.start()
+        innocent = send_suspect(sqlite_site, jobs.until, str(door))
+        pid_of(sqlite_site, innocent)
+        psq.Queue(psq.connect(sqlite_site.broker), storage=sqlite_site.storage).enqueue(jobs.kills, "memory slowly")
+        daemon.wait_line("was ended for memory, which others may have taken")
+        door.touch()
+        innocent.result(timeout=60)
 
 
 def test_a_stop_gives_back_who_runs_alone_and_who_waits_for_it(sqlite_site: Site) -> None:

@@ -105,6 +105,11 @@ def kills(how: str) -> None:
             hoard = []
             while True:  # until the kernel ends whoever has most
                 hoard.append(b"x" * (8 << 20))
+        case "memory slowly":
+            hoard = []
+            while True:
+                hoard.append(b"x" * (8 << 20))
+                time.sleep(0.05)
 
 
 def hoards(seconds: float, spare: int = 0) -> int:

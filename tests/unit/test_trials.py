@@ -128,6 +128,28 @@ def test_who_kills_the_process_in_which_it_was_alone_is_a_dead_letter(
     assert last["at"] == pytest.approx(time.time(), abs=20)
 
 
+def test_who_may_have_died_for_the_memory_of_others_runs_once_more(
+    bench: Bench, process: FakeProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    process.answers = [TrialDied(-9, alone=True, memory=True)]
+    bench.run(struck(2))
+    settle(bench)
+    assert bench.outside.calls == [("park", 3.0)]
+    assert "was ended for memory, which others may have taken: it runs once more" in caplog.text
+    bench.run(struck(2))
+    settle(bench)
+    assert bench.outside.names() == ["park", "put", "ack"]
+
+
+def test_who_dies_for_memory_alone_and_again_is_a_dead_letter(bench: Bench, process: FakeProcess) -> None:
+    process.answers = [TrialDied(-9, alone=True, memory=True)] * 2
+    bench.run(struck(2))
+    settle(bench)
+    bench.run(struck(2))
+    settle(bench)
+    assert bench.outside.names() == ["park", "put_dead", "put", "ack"]
+
+
 def test_no_number_of_strikes_alone_convicts(bench: Bench, process: FakeProcess) -> None:
     bench.run(struck(9))
     settle(bench)
