@@ -66,7 +66,7 @@ class Pace:
         self._soon = self._soon + 1 if after < min(TOO_SOON, poll / 2) else 0
         if self._soon <= SOON_IN_A_ROW:
             return 0.0
-        return min(1.0, FIRST_PAUSE * 2 ** min(self._soon - SOON_IN_A_ROW, 10))
+        return min(1.0, FIRST_PAUSE * 2.0 ** min(self._soon - SOON_IN_A_ROW, 10))
 
     def refused(self, asked: int) -> None:
         """RESOURCE_EXHAUSTED, for a pull that asked for so many messages."""
@@ -74,7 +74,7 @@ class Pace:
 
     def failed(self, error: CallError) -> float:
         """A pull failed: the pause before it is repeated, seconds."""
-        pause = FIRST_PAUSE * 2 ** min(self._failures, 10)
+        pause = FIRST_PAUSE * 2.0 ** min(self._failures, 10)
         self._failures += 1
         if not error.transient:
             pause = LONGEST_PAUSE  # it has to be mended by somebody
