@@ -268,6 +268,7 @@ class Daemon:
                 self._continue()
             case "reopen_logs":
                 self.logs.reopen()
+                self.runtime.trials.renew()
             case "dump":
                 dump_everything(self)
             case "lost":

@@ -43,6 +43,7 @@ def dump_everything(daemon: Daemon) -> None:
         )
     stacks = "\n".join([*_threads(), *_greenlets()])
     whole = {"psqd_whole": True}  # longer than other lines may be
+    daemon.runtime.trials.dump()
     log.info("held: %d deliveries; stacks:\n%s", len(daemon.runtime.held), stacks, extra=whole)
 
 

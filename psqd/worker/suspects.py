@@ -32,6 +32,9 @@ class Process(Protocol):
     def run(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Run a task in it; blocks."""
 
+    def dump(self) -> None:
+        """Have it write its stacks."""
+
     def interrupt(self, why: str) -> None:
         """End it now."""
 

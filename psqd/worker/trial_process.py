@@ -26,6 +26,8 @@ START_LIMIT = 60.0
 BEAT = 1.0
 #: The number of the frame that says that it is ready, and of those that say that it lives.
 READY, ALIVE = 0, -1
+#: What one that is to be killed has to write its stacks (SIGABRT, faulthandler), seconds.
+ABORT_GRACE = 1.0
 #: One that closed its link is killed; its end is waited for so long, seconds.
 END_LIMIT = 5.0
 
@@ -189,7 +191,8 @@ class TrialProcess:
                 if session.process.poll() is None and time.monotonic() < deadline:
                     continue
                 if session.process.poll() is None:
-                    session.why = session.why or "it gave no sign of life for too long"
+                    session.why = session.why or "it gave no sign of life for too long (hub_stall_limit)"
+                    _abort(session.process)
                 break
             except OSError:
                 break
@@ -217,6 +220,12 @@ class TrialProcess:
             died = TrialDied(code, alone=alone, memory=memory)
             answer.set_exception(TrialInterrupted(session.why) if session.why else died)
         pending.clear()
+
+    def dump(self) -> None:
+        """Have it write the stacks of its threads to stderr; it goes on."""
+        session = self._session
+        if session is not None and READY not in session.pending:  # else its handler may not be there yet
+            session.process.send_signal(signal.SIGUSR2)
 
     def interrupt(self, why: str) -> None:
         """End it, and the tasks that run in it, now. Idempotent."""
@@ -246,6 +255,13 @@ def ended_for_memory() -> int:
                 if name == "oom_kill":
                     return int(count)
     return 0
+
+
+def _abort(process: subprocess.Popen[bytes]) -> None:
+    """Have it write its stacks before it is killed."""
+    process.send_signal(signal.SIGABRT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(ABORT_GRACE)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

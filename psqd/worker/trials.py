@@ -218,6 +218,11 @@ class Trials:
         for lane in self._lanes:
             lane.process.renew()
 
+    def dump(self) -> None:
+        """Have the processes write their stacks."""
+        for lane in self._lanes:
+            lane.process.dump()
+
     # the end
 
     def interrupt(self, why: str) -> None:

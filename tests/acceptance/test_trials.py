@@ -108,6 +108,25 @@ def test_it_ends_with_its_worker_and_runs_again_without_a_strike(sqlite_site: Si
     assert SQLiteStorage(sqlite_site.broker.removeprefix("sqlite://")).get_dead(result.id) == []
 
 
+def test_who_stands_still_there_is_seen_in_the_log_ended_with_its_stacks_and_given_back(sqlite_site: Site) -> None:
+    daemon = sqlite_site.daemon("a", {**CONFIG, "hub_stall_limit": 5}).start()
+    worker = daemon.worker_pid()
+    stands = send_suspect(sqlite_site, jobs.keeps_the_interpreter)
+    pid = pid_of(sqlite_site, stands)
+    daemon.signal(signal.SIGUSR2)
+    daemon.wait_line(
+        rf'jobs.py", line {jobs.keeps_the_interpreter.__code__.co_firstlineno + 3} in keeps_the_interpreter'
+    )
+    seen = daemon.mark()
+    assert psutil.pid_exists(pid)
+    daemon.wait_line(r"Fatal Python error: Aborted", since=seen)
+    daemon.wait_line(r"did not end in a process of its own: .*\(hub_stall_limit\)", since=seen)
+    assert pid_of(sqlite_site, stands, start=1) != pid
+    assert daemon.worker_pid() == worker
+    assert daemon.stop() == 0
+    sqlite_site.nothing_left()
+
+
 @pytest.mark.slow
 def test_it_ends_with_worker_and_keeper_while_c_code_keeps_its_interpreter(sqlite_site: Site) -> None:
     daemon = sqlite_site.daemon("a", CONFIG).start()

@@ -12,6 +12,7 @@ from gevent.event import Event
 from gevent.local import local
 
 from psqd.worker.dump import dump_everything
+from psqd.worker.trials import Trials
 from tests.unit.daemon_standins import daemon
 
 own = local()
@@ -29,8 +30,9 @@ def dumped(caplog: pytest.LogCaptureFixture) -> str:
     tasks = [gevent.spawn(waits_with_a_secret, "hunter2", gate) for _ in range(3)]
     ended = gevent.spawn(lambda: "hunter2")
     gevent.sleep(0)
+    no_leases: Any = None
     made: Any = daemon("default")
-    made.runtime = SimpleNamespace(held=[1, 2])
+    made.runtime = SimpleNamespace(held=[1, 2], trials=Trials(no_leases))
     with caplog.at_level(logging.INFO):
         dump_everything(made)
     gate.set()

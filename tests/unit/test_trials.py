@@ -28,7 +28,7 @@ class FakeProcess:
         self.starts: list[Exception] = []
         self.held: list[AsyncResult[Any]] = []
         self.hold = False
-        self.stopped = self.fresh = self.renewed = 0
+        self.stopped = self.fresh = self.renewed = self.dumped = 0
 
     def start(self, *, fresh: bool = False) -> None:
         self.fresh += fresh
@@ -50,6 +50,9 @@ class FakeProcess:
 
     def renew(self) -> None:
         self.renewed += 1
+
+    def dump(self) -> None:
+        self.dumped += 1
 
     def interrupt(self, why: str) -> None:
         for running in self.held:
@@ -402,3 +405,11 @@ def test_a_task_that_the_process_does_not_know_waits_and_the_log_says_so(
     settle(bench)
     assert bench.outside.calls == [("park", 30.0)]
     assert "can't run in a process of its own, again in 30 s: the config has no queue q" in caplog.text
+
+
+def test_each_process_is_told_of_a_reload_and_of_a_dump(bench: Bench, process: FakeProcess) -> None:
+    together = FakeProcess()
+    trials = Trials(bench.held, process, together)
+    trials.renew()
+    trials.dump()
+    assert [(one.renewed, one.dumped) for one in (process, together)] == [(1, 1)] * 2
