@@ -26,6 +26,7 @@ from psqd.worker import logs
 from psqd.worker.contexts import check_contexts
 from psqd.worker.daemon import REFUSED, Daemon, Parts
 from psqd.worker.exhausted import Exhausted
+from psqd.worker.stall import Stall
 from psqd.worker.trial import Trial, alone
 from psqd.worker.watchdog import Watchdog
 
@@ -82,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _try(parts: Parts, link: int) -> int:
     """Be the process for suspects."""
+    stall = Stall(lambda: None, lambda now: None)
+    stall.start()
+    Watchdog(lambda: stall.last, parts.logs.warn).start()
     Trial(parts, socket.socket(fileno=link), f"{socket.gethostname()}:{os.getpid()}").serve()
     parts.logs.close(1.0)
     _end_in_any_case(0)

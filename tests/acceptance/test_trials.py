@@ -20,7 +20,7 @@ from psq.serializers import dump_call
 from psq.storages.sqlite import SQLiteStorage
 from tests.acceptance.memory_group import memory_group
 from tests.acceptance.processes import ROOT, wait_until
-from tests.integration import jobs
+from tests.integration import hogs, jobs
 from tests.integration.daemons import Site
 
 CONFIG = {"queues": {"default": {"concurrency": 5, "retry": {"first": 0.1}}}, "shutdown_timeout": 5}
@@ -108,9 +108,14 @@ def test_it_ends_with_its_worker_and_runs_again_without_a_strike(sqlite_site: Si
     assert SQLiteStorage(sqlite_site.broker.removeprefix("sqlite://")).get_dead(result.id) == []
 
 
+@pytest.mark.slow
 def test_who_stands_still_there_is_seen_in_the_log_ended_with_its_stacks_and_given_back(sqlite_site: Site) -> None:
-    daemon = sqlite_site.daemon("a", {**CONFIG, "hub_stall_limit": 5}).start()
+    imports = ["tests.integration.jobs", "tests.integration.hogs"]
+    daemon = sqlite_site.daemon("a", {**CONFIG, "hub_stall_limit": 5, "imports": imports}).start()
     worker = daemon.worker_pid()
+    short = send_suspect(sqlite_site, hogs.hog, "python", 2.0)
+    daemon.wait_line(rf"task {short.id} \(tests.integration.hogs:hog\) does not yield")
+    assert short.result(timeout=20) == "python"
     stands = send_suspect(sqlite_site, jobs.keeps_the_interpreter)
     pid = pid_of(sqlite_site, stands)
     daemon.signal(signal.SIGUSR2)
