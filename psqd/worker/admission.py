@@ -88,4 +88,4 @@ class Admission:
                 text,
                 grace,
             )
-        return Hold(min(HOLD_LONGEST, max(HOLD_SHORTEST, grace / 20)), text)
+        return Hold(min(HOLD_LONGEST, max(HOLD_SHORTEST, grace / 20)), text, unknown=True)

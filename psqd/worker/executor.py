@@ -209,7 +209,7 @@ class Executor:
             case Hold() if attempt.early:  # the broker has nothing that could come again
                 self._interrupted(attempt, outcome.why)
             case Hold():
-                self.counters.unknown += 1
+                self.counters.unknown += outcome.unknown
                 self.runtime.held.park([attempt.delivery], outcome.seconds)
             case Interrupted():
                 self._interrupted(attempt)

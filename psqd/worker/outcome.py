@@ -52,10 +52,11 @@ class Later:
 
 @dataclass(slots=True, frozen=True)
 class Hold:
-    """It can't run here right now: it comes again after `seconds`, to anybody."""
+    """It can't run here right now: it comes again after `seconds`, to anybody. `unknown`: its function is."""
 
     seconds: float
     why: str
+    unknown: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -405,6 +405,7 @@ def test_a_task_that_the_process_does_not_know_waits_and_the_log_says_so(
     settle(bench)
     assert bench.outside.calls == [("park", 30.0)]
     assert "can't run in a process of its own, again in 30 s: the config has no queue q" in caplog.text
+    assert bench.counters.unknown == 0
 
 
 def test_each_process_is_told_of_a_reload_and_of_a_dump(bench: Bench, process: FakeProcess) -> None:
