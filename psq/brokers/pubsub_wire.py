@@ -1,22 +1,26 @@
 """Pub/Sub on the wire: raw protobuf messages and methods; no proto-plus, which costs more than the call itself.
 
-Importing this loads Google's client library.
+Importing this loads the messages of Google's client library.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 from urllib.parse import quote
 
 from psq.errors import MissingDependency
 from psq.google.channel import Method, load_grpc
+from psq.google.lazily import put_off
 
 load_grpc()  # before Google's library imports it: in a patched process the order matters
 
 try:
     from google.iam.v1 import iam_policy_pb2  # type: ignore[import-untyped]
     from google.protobuf import empty_pb2
-    from google.pubsub_v1 import types
+
+    put_off("google.pubsub_v1")
+    types: Any = import_module("google.pubsub_v1.types")  # `from` would ask the package
 except ImportError as error:
     raise MissingDependency("Pub/Sub needs Google's client library: pip install google-cloud-pubsub") from error
 

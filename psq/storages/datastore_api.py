@@ -12,6 +12,7 @@ from psq.concurrency import Waiter
 from psq.errors import BrokerError, MissingDependency, PsqError, StorageRefused, StorageUnavailable
 from psq.google.channel import Channel, Method
 from psq.google.errors import CallError, storage_error
+from psq.google.lazily import put_off
 from psq.storages.datastore_wire import tag_of
 
 __all__ = ["Api", "Pb", "closed_error", "pb", "translated"]
@@ -34,6 +35,7 @@ class Pb:
 
     def __init__(self) -> None:
         try:
+            put_off("google.cloud.datastore_v1")
             from google.cloud.datastore_v1.types import datastore, entity, query
         except ImportError as error:
             raise MissingDependency(
