@@ -10,6 +10,9 @@
 #   slow      the slow group: three lanes, which share the tests
 #   alone     then those that measure time or CPU so closely that nothing may run beside them (marked `alone`)
 #
+# All lanes share three emulators (tests/servers.py), but `alone`, which starts its own; each lane has a front of its own.
+# What `plain` runs with Hypothesis' full number of examples, `patched` and `others` run with few.
+#
 # The first lane is shown while it runs, the others when all have ended. Separate processes, not pytest-xdist, which
 # breaks when it is patched. PYTEST_ARGS is handed to each run on the tested version.
 set -u
@@ -23,6 +26,34 @@ run() { # in the background, so that a signal is heard at once and handed on
     "$@" &
     child=$!
     wait "$child"
+}
+
+servers= # process ids
+
+start_servers() { # the emulators, for all lanes; they end with the last process that has descriptor 9 open
+    mkfifo "$logs/end" || exit 1
+    for name in pubsub datastore firestore; do
+        mkfifo "$logs/$name" || exit 1
+        "$bin/python" -m tests.servers "$name" <"$logs/end" >"$logs/$name" &
+        servers="$servers $!"
+    done
+    exec 9>"$logs/end"
+    run cat "$logs/pubsub" "$logs/datastore" "$logs/firestore" >"$logs/addresses"
+    while read -r address; do
+        export "${address?}"
+    done <"$logs/addresses"
+}
+
+end_servers() {
+    exec 9>&-
+    [ -z "$servers" ] && return
+    # shellcheck disable=SC2086
+    kill $servers 2>/dev/null
+    for server in $servers; do
+        wait "$server"
+    done
+    servers=
+    unset TEST_PUBSUB_EMULATOR TEST_DATASTORE_EMULATOR TEST_FIRESTORE_EMULATOR
 }
 
 tests() { # pytest on the tested version
@@ -46,7 +77,7 @@ plain() {
 }
 
 patched() {
-    tests -p tests.patched -m "not slow and not unpatched" tests/unit tests/contract
+    tests -p tests.patched --hypothesis-profile=few -m "not slow and not unpatched" tests/unit tests/contract
 }
 
 others() {
@@ -61,7 +92,8 @@ others() {
         fi
         echo "Python $version"
         other=$(scripts/venv.sh "$version")/bin || { status=1; continue; }
-        run "$other/python" -m pytest -p no:cacheprovider -q -m "not slow" -k "unit or sqlite" tests/unit tests/contract ||
+        run "$other/python" -m pytest -p no:cacheprovider -q --hypothesis-profile=few -m "not slow" -k "unit or sqlite" \
+            tests/unit tests/contract ||
             status=1
     done
     return $status
@@ -78,7 +110,7 @@ alone() {
 lane() { # lane NAME FUNCTION: in the background, into a file
     (
         child=
-        trap 'kill "$child" 2>/dev/null; wait "$child"; exit 143' TERM
+        trap '[ -z "$child" ] || { kill "$child"; wait "$child"; }; exit 143' TERM
         "$2"
     ) >"$logs/$1" 2>&1 &
     lanes="$lanes $1"
@@ -94,8 +126,20 @@ show() { # what the lanes in the background have said
 
 lanes= pids= child= status=0
 # An interrupt ends all lanes; each pytest ends the servers that it started.
-# shellcheck disable=SC2086
-trap 'kill $child $pids 2>/dev/null; show; wait; rm -rf "$logs"; exit 130' INT TERM
+interrupted() {
+    trap '' INT TERM
+    # shellcheck disable=SC2086
+    kill $child $pids 2>/dev/null
+    for pid in $child $pids; do
+        wait "$pid"
+    done
+    show
+    end_servers
+    rm -rf "$logs"
+    exit 130
+}
+trap interrupted INT TERM
+start_servers
 case "${1:-}" in
     slow)
         lane slow-2 slow
@@ -116,6 +160,7 @@ for pid in $pids; do
     wait "$pid" || status=1
 done
 show
+end_servers
 if [ "${1:-}" = slow ]; then
     printf '\n== alone\n'
     alone || status=1

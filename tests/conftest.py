@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests import parts
 from tests.front.client import Front
@@ -16,6 +17,9 @@ from tests.front.process import trust
 
 #: Variables that would send a test somewhere else: scrubbed before anything reads them.
 FOREIGN = ("DATASTORE_EMULATOR_HOST", "FIRESTORE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT", "PUBSUB_EMULATOR_HOST")
+
+# `--hypothesis-profile=few`: for lanes that repeat tests which another lane runs with the full number.
+settings.register_profile("few", max_examples=20)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -41,19 +45,19 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 @pytest.fixture(scope="session")
 def pubsub_emulator() -> Iterator[str]:
     """Address of a real Pub/Sub emulator."""
-    yield from parts.running(parts.pubsub_emulator())
+    yield from parts.running(parts.pubsub_emulator)
 
 
 @pytest.fixture(scope="session")
 def datastore_emulator() -> Iterator[str]:
     """Address of Datastore's emulator, strongly consistent."""
-    yield from parts.running(parts.datastore_emulator())
+    yield from parts.running(parts.datastore_emulator)
 
 
 @pytest.fixture(scope="session")
 def firestore_emulator() -> Iterator[str]:
     """Address of Firestore's emulator in Datastore mode."""
-    yield from parts.running(parts.firestore_emulator())
+    yield from parts.running(parts.firestore_emulator)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,10 @@
 """The real servers that tests run against: started on demand, once a session, ended by process group.
 
+``scripts/test.sh`` starts the emulators once for all its lanes (`tests.servers`)
+and names their addresses in the variables of `SHARED`; a session that finds
+them there uses them. So each test takes a project of its own, and one that
+kills or restarts an emulator starts its own.
+
 A part that is missing on this machine skips its tests with a reason, and the
 session ends with a list of what was not tested; with ``CI=true`` it fails them.
 """
@@ -22,6 +27,13 @@ import pytest
 
 #: Seconds that an emulator may take to start: a cold JVM on a busy machine.
 START_TIMEOUT = 120.0
+
+#: Variables that name an emulator that several sessions share, by the function that makes one.
+SHARED = {
+    "pubsub_emulator": "TEST_PUBSUB_EMULATOR",
+    "datastore_emulator": "TEST_DATASTORE_EMULATOR",
+    "firestore_emulator": "TEST_FIRESTORE_EMULATOR",
+}
 
 #: What was not tested, and why: printed at the end of the session.
 missing: dict[str, str] = {}
@@ -48,11 +60,13 @@ class Part:
     Attributes:
         name: For messages.
         address: ``127.0.0.1:port``, once it runs.
+        heap: Megabytes that its JVM may take, if it is one.
     """
 
     def __init__(self, name: str, command: Callable[[int], Sequence[str]], answers: Callable[[str], bool]) -> None:
         self.name = name
         self.address = ""
+        self.heap = 768
         self._command, self._answers = command, answers
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -79,7 +93,7 @@ class Part:
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment(self.heap),
             )
             self.address = f"127.0.0.1:{port}"
             deadline = time.monotonic() + START_TIMEOUT
@@ -129,14 +143,14 @@ def group_alive(group: int, patience: float) -> bool:
         time.sleep(0.05)
 
 
-def _environment() -> dict[str, str]:
+def _environment(heap: int) -> dict[str, str]:
     env = dict(os.environ)
     for name in ("PUBSUB_EMULATOR_HOST", "DATASTORE_EMULATOR_HOST", "FIRESTORE_EMULATOR_HOST"):
         env.pop(name, None)
     env["CLOUDSDK_CORE_DISABLE_PROMPTS"] = "1"
     # Without a writable home gcloud can't start.
     env.setdefault("CLOUDSDK_CONFIG", str(state() / "gcloud"))
-    env["JAVA_TOOL_OPTIONS"] = "-Xmx768m -XX:+UseSerialGC -XX:TieredStopAtLevel=4"
+    env["JAVA_TOOL_OPTIONS"] = f"-Xmx{heap}m -XX:+UseSerialGC -XX:TieredStopAtLevel=4"
     return env
 
 
@@ -228,8 +242,18 @@ def firestore_emulator() -> Part:
     return Part("the Firestore emulator", command, _http_answers)
 
 
-def running(part: Part) -> Iterator[str]:
-    """For fixtures: start, yield the address, stop."""
+def shared(make: Callable[[], Part]) -> str:
+    """Address of the emulator that several sessions share, or ""."""
+    return os.environ.get(SHARED[make.__name__], "")
+
+
+def running(make: Callable[[], Part]) -> Iterator[str]:
+    """For fixtures: the address of the shared emulator; where there is none start one, yield its address, stop it."""
+    address = shared(make)
+    if address:
+        yield address
+        return
+    part = make()
     try:
         yield part.start()
     finally:

@@ -1,4 +1,4 @@
-"""The servers of the contract suites: each is started when it is first needed, and runs until the process ends."""
+"""The servers of the contract suites: started when first needed unless one is shared, ended with the process."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ _front: Front | None = None
 
 def emulator(make: Callable[[], parts.Part]) -> str:
     """Address of an emulator."""
+    address = parts.shared(make)
+    if address:
+        return address
     part = _running.get(make.__name__)
     if part is None:
         part = make()

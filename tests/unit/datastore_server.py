@@ -34,6 +34,7 @@ class Server:
         held: Answers that wait for `release`, while `hold` is set.
         late: Calls that did not end at their own timeouts.
         renewed: Why the channel was made anew.
+        abandoned: True once a forked child has let go of it.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Server:
         self.held: list[Callable[[], None]] = []
         self.late = 0
         self.renewed: list[str] = []
+        self.abandoned = False
         self._version = 0
 
     @property
@@ -93,6 +95,9 @@ class Server:
 
     def renew(self, reason: str) -> None:
         self.renewed.append(reason)
+
+    def abandon(self) -> None:
+        self.abandoned = True
 
     def close(self) -> None:
         pass

@@ -291,7 +291,7 @@ _queues = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=settings().max_examples * 3 // 2, deadline=None)
 @given(
     queues=st.dictionaries(_names, _queues, max_size=3),
     token=st.none() | _texts,

@@ -672,13 +672,13 @@ def survives(text: str) -> None:
         assert re.match(r"psqd\.yaml:(\d+:\d+:| and )", line), line
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings().max_examples * 4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(WORDS + PUNCTUATION), max_size=40).map("".join))
 def test_no_mixture_of_our_words_ends_in_a_traceback(text: str) -> None:
     survives(text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=settings().max_examples * 2, deadline=None)
 @given(st.text(max_size=80))
 def test_no_text_ends_in_a_traceback(text: str) -> None:
     survives(text)
@@ -704,7 +704,7 @@ _values = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=settings().max_examples * 4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.fixed_dictionaries(
         {"imports": st.just(["m"]), "queues": st.dictionaries(_keys, _values, max_size=3) | _values},
@@ -715,7 +715,7 @@ def test_no_values_in_their_places_end_in_a_traceback(document: dict[str, Any]) 
     survives(_yaml(document))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=settings().max_examples * 2, deadline=None)
 @given(st.data())
 def test_no_mutation_of_the_shipped_file_ends_in_a_traceback(data: st.DataObject) -> None:
     text = (Path(__file__).parents[2] / "conf" / "psqd.yaml").read_text("utf-8")

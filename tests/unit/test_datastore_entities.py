@@ -51,7 +51,7 @@ def indexed(value: Any) -> bool:
     return not value.exclude_from_indexes
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=settings().max_examples * 3 // 2, deadline=None)
 @given(
     record=st.builds(
         TaskRecord,
@@ -111,7 +111,7 @@ def test_numbers_are_written_as_protobuf_does(number: int) -> None:
     assert value.SerializeToString().endswith(varint((number - 2**63) % 2**64))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     letter=st.builds(
         DeadLetter,
@@ -136,7 +136,7 @@ def test_a_dead_letter_is_read_back_exactly(letter: DeadLetter, packed: bool) ->
     assert [name for name, value in entity.properties.items() if indexed(value)] == ["ix"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(
     item=st.builds(
         Scheduled,

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests import parts
+from tests.contract.running import emulator
 
 SERVER = """
 import socket, subprocess, sys, time
@@ -63,6 +64,40 @@ def test_an_emulator_without_gcloud_is_missing(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(pytest.skip.Exception, match="gcloud is not on PATH"):
             make()
     assert len(parts.missing) == 3
+
+
+def test_an_emulator_that_is_shared_is_used_and_none_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for make in (parts.pubsub_emulator, parts.datastore_emulator, parts.firestore_emulator):
+        monkeypatch.setenv(parts.SHARED[make.__name__], "127.0.0.1:1")
+        assert list(parts.running(make)) == ["127.0.0.1:1"]
+        assert emulator(make) == "127.0.0.1:1"
+
+
+ENDLESS = """
+import sys
+from tests import parts, servers
+def pubsub_emulator():
+    return parts.Part("a server", lambda port: [sys.executable, "-c", sys.argv[1], str(port)], parts._accepts)
+servers.main(pubsub_emulator)
+"""
+
+
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_a_shared_emulator_ends_with_who_asked_for_it_or_by_signal(by_signal: bool) -> None:
+    command = [sys.executable, "-c", ENDLESS, SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        variable, _, address = process.stdout.read().strip().partition("=")  # it lets go of its output
+        assert variable == "TEST_PUBSUB_EMULATOR"
+        assert answers(address)
+        if by_signal:
+            process.terminate()
+        else:
+            process.stdin.close()
+        assert process.wait(60) == (143 if by_signal else 0)
+    assert not answers(address)
 
 
 SCRUBBED = """

@@ -138,7 +138,7 @@ _configs = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=settings().max_examples * 3, deadline=None)
 @given(_configs, _configs)
 def test_applying_the_plan_leads_from_one_config_to_the_other(old: Config, new: Config) -> None:
     got = plan(old, new)
@@ -156,7 +156,7 @@ def test_applying_the_plan_leads_from_one_config_to_the_other(old: Config, new: 
     assert not got.renewed.keys() & (got.changed.keys() | got.resized.keys()), "a queue is changed in one way"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(_configs, _configs)
 def test_the_plan_back_undoes_the_plan(old: Config, new: Config) -> None:
     there, back = plan(old, new), plan(new, old)
