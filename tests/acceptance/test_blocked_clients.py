@@ -62,7 +62,6 @@ class Waits:
 
 @pytest.mark.slow
 @pytest.mark.alone
-@pytest.mark.alone
 def test_fifty_tasks_blocked_in_google_clients_hold_up_no_ack_no_result_and_no_look_up(
     front_site: Site, front: Front
 ) -> None:

@@ -58,10 +58,10 @@ def _leads(pid: int) -> bool:
 
 
 @pytest.fixture
-def where(strict_place: Site) -> Site:
+def where(front_site: Site) -> Site:
     if subprocess.run([*CONTAINER, "true"], capture_output=True).returncode:
         need("process namespaces", "unshare -pf is refused: it needs root")
-    return strict_place
+    return front_site
 
 
 @pytest.mark.slow

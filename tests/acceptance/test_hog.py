@@ -22,14 +22,6 @@ ACK_DEADLINE, HOG = 10, 31
 NEIGHBOURS = 10
 IMPORTS = ["tests.integration.hogs", "tests.integration.jobs"]
 
-places = pytest.mark.parametrize("place", ["sqlite", "front"], indirect=True)
-
-
-def front_of(place: Site, request: pytest.FixtureRequest) -> Front | None:
-    """The front that a place is behind, if any."""
-    found: Front | None = request.getfixturevalue("front") if "endpoint=" in place.broker else None
-    return found
-
 
 class Stage:
     """A daemon for each kind of hog, with a queue of its own; all run at once."""
@@ -79,26 +71,18 @@ class Stage:
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # three hogs leave nothing of two cores to tests beside them
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    ("place", "hows"),
-    # Three hogs leave nothing of two cores to tests beside them.
-    [("sqlite", ("sum",)), pytest.param("front", ("python", "regex", "sum"), marks=pytest.mark.alone)],
-    indirect=["place"],
-    ids=["sqlite", "front"],
-)
-def test_no_lease_is_lost_while_a_task_hogs_the_cpu_for_three_ack_deadlines(
-    place: Site, hows: tuple[str, ...], request: pytest.FixtureRequest
-) -> None:
-    front = front_of(place, request)
+def test_no_lease_is_lost_while_a_task_hogs_the_cpu_for_three_ack_deadlines(front_site: Site, front: Front) -> None:
+    """On SQLite the same keeper keeps leases: see test_killed.py for a worker that is stopped."""
+    place, hows = front_site, ("python", "regex", "sum")
     # The tokens of two end meanwhile, as google-auth knows; that of the third is revoked, which nobody tells it.
     lives = {"python": 20.0, "regex": None, "sum": 20.0}
-    accounts = front and {how: front.account(how, token_seconds=life) for how, life in lives.items()}
+    accounts = {how: front.account(how, token_seconds=life) for how, life in lives.items()}
     stage = Stage(place, hows, 50, {"ack_deadline": ACK_DEADLINE, "lease": ACK_DEADLINE}, accounts)
     # Some would end in the midst of it: their results and acks are sent when it is over.
     slept = stage.fill([5.0] * NEIGHBOURS + [HOG + 5.0] * NEIGHBOURS, HOG)
-    if front is not None:
-        front.revoke_tokens()
+    front.revoke_tokens()
     other = stage.other(ack_deadline=ACK_DEADLINE)
     # Some of these are handed to a poll of a worker whose hub stands still: nobody keeps their leases.
     late = [queue.enqueue(jobs.noted) for queue in stage.queues.values() for _ in range(NEIGHBOURS)]
@@ -112,8 +96,7 @@ def test_no_lease_is_lost_while_a_task_hogs_the_cpu_for_three_ack_deadlines(
     began, ended = stage.instants("start"), stage.instants("end")
     lasted = {how: ended[hog.id][0] - began[hog.id][0] for how, hog in stage.hogs.items()}
     assert min(lasted.values()) > 3 * ACK_DEADLINE, lasted
-    if front is not None:
-        assert front.stats()["errors"]["ModifyAckDeadline:UNAUTHENTICATED"] >= 1  # the keeper's
+    assert front.stats()["errors"]["ModifyAckDeadline:UNAUTHENTICATED"] >= 1  # the keeper's
     assert not place.journal("again"), "some task was delivered elsewhere\n" + place.logs()
     assert set(place.runs("run").values()) == {1}
     for how, hog in stage.hogs.items():  # the operator's view: while it lasts, where Python code runs; and at its end
@@ -126,15 +109,12 @@ def test_no_lease_is_lost_while_a_task_hogs_the_cpu_for_three_ack_deadlines(
 
 
 @pytest.mark.slow
-@places
-def test_a_stop_during_a_hog_is_in_time_and_gives_everything_back(place: Site, request: pytest.FixtureRequest) -> None:
-    front = front_of(place, request)
-    timeout = 2.0
+def test_a_stop_during_a_hog_is_in_time_and_gives_everything_back(front_site: Site, front: Front) -> None:
+    place, timeout = front_site, 2.0
     # With all slots taken no poll is out, and a lease that is not given back would be over in a minute.
     stage = Stage(place, hogs.HOWS, NEIGHBOURS + 1, {"ack_deadline": 60, "lease": 60}, shutdown_timeout=timeout)
     slept = stage.fill([300.0] * NEIGHBOURS, None)
-    if front is not None:  # what is given back needs another
-        front.revoke_tokens()
+    front.revoke_tokens()  # what is given back needs another
     asked_at = time.monotonic()
     for daemon in stage.daemons.values():
         daemon.signal(signal.SIGTERM)
@@ -142,7 +122,7 @@ def test_a_stop_during_a_hog_is_in_time_and_gives_everything_back(place: Site, r
         assert daemon.wait(timeout + 5 - (time.monotonic() - asked_at)) == 1, how
         assert f"{NEIGHBOURS + 1} deliveries are given back, 0 struck" in daemon.log
         assert "in hog\n" in daemon.log, "its stack"
-    print(f"\n{place.broker.partition(':')[0]}: all ended after {time.monotonic() - asked_at:.2f} s")
+    print(f"\nall ended after {time.monotonic() - asked_at:.2f} s")
 
     other = stage.other()
     ready_at = time.monotonic()
@@ -171,9 +151,8 @@ def test_a_hog_that_ends_during_a_stop_leaves_time_for_an_orderly_end(sqlite_sit
 
 
 @pytest.mark.slow
-@places
-def test_a_hub_that_stands_still_for_too_long_ends_its_worker_and_its_tasks_run_elsewhere(place: Site) -> None:
-    limit = 5.0
+def test_a_hub_that_stands_still_for_too_long_ends_its_worker_and_its_tasks_run_elsewhere(front_site: Site) -> None:
+    place, limit = front_site, 5.0
     stage = Stage(place, ("deadlock", "sum"), NEIGHBOURS + 1, {"ack_deadline": 60, "lease": 60}, hub_stall_limit=limit)
     other = stage.other()
     other.signal(signal.SIGTSTP)
@@ -185,7 +164,7 @@ def test_a_hub_that_stands_still_for_too_long_ends_its_worker_and_its_tasks_run_
     began, again = stage.instants("start"), stage.instants("again")
     for how, hog in stage.hogs.items():
         after = [again[id][0] - began[hog.id][0] for id in (hog.id, *(r.id for r in slept[how]))]
-        print(f"\n{place.broker.partition(':')[0]}, {how}: first {min(after):.2f} s, last {max(after):.2f} s")
+        print(f"\n{how}: first {min(after):.2f} s, last {max(after):.2f} s")
         assert max(after) <= limit + 2.0
         daemon = stage.daemons[how]
         assert f"{NEIGHBOURS + 1} deliveries are given back, 0 struck" in daemon.log

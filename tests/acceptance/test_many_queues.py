@@ -20,7 +20,9 @@ QUEUES = [f"q{number}" for number in range(60)]
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_task_on_each_of_sixty_queues_is_served_within_two_seconds(place: Site) -> None:
+def test_a_task_on_each_of_sixty_queues_is_served_within_two_seconds(sqlite_site: Site) -> None:
+    """Through the front, see below."""
+    place = sqlite_site
     daemon = place.daemon("a", {"queues": {name: {"concurrency": 2} for name in QUEUES}}).start()
     client = psq.connect(place.broker)
     sent: dict[str, float] = {}
@@ -29,7 +31,7 @@ def test_a_task_on_each_of_sixty_queues_is_served_within_two_seconds(place: Site
         sent[psq.Queue(client, name, storage=None).enqueue(jobs.noted, name).id] = began
     place.wait_journal("run", len(QUEUES), 60)
     waits = sorted(float(line[3]) - sent[line[1]] for line in place.journal("run"))
-    print(f"\n{place.broker.partition(':')[0]}: median {waits[30]:.3f} s, last {waits[-1]:.3f} s")
+    print(f"\nmedian {waits[30]:.3f} s, last {waits[-1]:.3f} s")
     assert waits[-1] <= 2.0, daemon.log
     assert daemon.stop() == 0
     place.nothing_left()
@@ -58,10 +60,10 @@ class Worker:
 
     def cpu(self, seconds: float) -> float:
         """Share of one core that it takes in the next seconds."""
-        before, began = self.process.cpu_times(), time.monotonic()
+        clock = ~self.process.pid << 3 | 2  # clock_getcpuclockid(3): nanoseconds, where /proc/PID/stat goes by 10 ms
+        before, began = time.clock_gettime(clock), time.monotonic()
         time.sleep(seconds)
-        after = self.process.cpu_times()
-        return (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
+        return (time.clock_gettime(clock) - before) / (time.monotonic() - began)
 
 
 @pytest.mark.slow
@@ -77,6 +79,7 @@ def test_very_many_queues_are_served_by_few_connections_and_threads_and_cost_not
         "storage": "none",
         "imports": ["tests.integration.many_queues_jobs", "tests.integration.jobs"],
     }
+    front.manners(staggered=True)  # some polls end in any few seconds, as many as in the long run
     daemon = front_site.daemon("a", config).start(wait=False)
     began = time.monotonic()
     daemon.wait_line(rf"ready: {count} queues", 180)
@@ -90,13 +93,15 @@ def test_very_many_queues_are_served_by_few_connections_and_threads_and_cost_not
     (sent,) = front_site.journal("sent")
     last = max(float(line[3]) for line in front_site.journal("run"))
     print(f"sent in {float(sent[4]):.2f} s, the last ran {last - float(sent[3]):.2f} s later")
+    assert last - float(sent[3]) <= 2.0, daemon.log
 
     # Nothing comes: all poll, and an ack is answered at once.
     wait_until(lambda: front.stats()["polls"] >= count, 30, lambda: f"{front.stats()}\n{daemon.log}")
     worker = Worker(daemon, front)
     before = front.stats()["calls"]["Pull"]
-    cpu = worker.cpu(100.0 if count == 1000 else 20.0)  # for a thousand, long enough for each poll to end once
+    cpu = worker.cpu(20.0 if count == 1000 else 8.0)
     pulls = front.stats()["calls"]["Pull"] - before
+    assert count < 1000 or pulls >= 100, "no polls ended: that is not what it costs in the long run"
     queue.enqueue("tests.integration.many_queues_jobs:times_acks", 20)
     front_site.wait_journal("acks", 1, 30)
     acks = sorted(float(word) for word in front_site.journal("acks")[0][4:])

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.daemons import Psqd, Site
 
 #: Seconds from the keeper's first line to the blow, of one daemon each. They start side by side, which takes seconds.
-MOMENTS = [0.0, 0.3, 0.7, 1.2, 1.8, 2.5, 3.3, 4.2]
+MOMENTS = [0.0, 0.3, 0.8, 1.4, 2.2, 3.2]
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def test_who_dies_for_the_memory_of_others_is_no_dead_letter(sqlite_site: Site) 
 
 def test_a_stop_gives_back_who_runs_alone_and_who_waits_for_it(sqlite_site: Site) -> None:
     first = sqlite_site.daemon("first", {**CONFIG, "shutdown_timeout": 2}).start()
-    runs = send_suspect(sqlite_site, jobs.nap, 6)
+    runs = send_suspect(sqlite_site, jobs.nap, 4)
     pid_of(sqlite_site, runs)
     waits = send_suspect(sqlite_site, jobs.adder, 1, 2)
     began = time.monotonic()

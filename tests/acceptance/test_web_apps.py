@@ -23,7 +23,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "gevent-preload": ("gevent", ["--preload"]),
     "gevent-patched-preload": ("gevent", ["--preload", "--config=tests/acceptance/patched_gunicorn.py"]),
 }
-#: Those of `make test`, with few tasks. With a thousand tasks a worker they are slow: all of them behind the front.
+#: Those of `make test`, with few tasks. With a thousand tasks a worker they are slow: each server once.
 QUICK = [("sqlite", "gevent-patched-preload"), ("front", "gevent-preload")]
 
 
@@ -103,9 +103,13 @@ def test_what_web_workers_enqueue_across_a_reload_is_run_once(
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("broker", "case"),
+    # What differs between the servers is how they fork and what is patched, which gRPC feels and SQLite does not.
     [
-        *(("sqlite", case) for case in ("gthread-preload", "gevent-patched-preload", "uvicorn")),
-        *(("front", case) for case in CASES),
+        ("sqlite", "gthread"),
+        ("front", "gevent"),
+        ("front", "uvicorn"),
+        ("front", "gthread-preload"),
+        ("front", "gevent-preload"),
     ],
 )
 def test_a_thousand_tasks_of_each_web_worker_across_a_reload_are_run_once(

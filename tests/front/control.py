@@ -62,6 +62,7 @@ class Control:
             raise ValueError(f"no such manner: {', '.join(sorted(unknown))}")
         self._service.manners = replace(self._service.manners, **what)
         self._service.polls.strand = self._service.manners.strand
+        self._service.polls.staggered = self._service.manners.staggered
 
     def _refuse(self, first: int) -> None:
         self._edge.refuse = first

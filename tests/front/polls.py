@@ -10,6 +10,7 @@ that subscription, and what it brings meanwhile is given back (or, by the manner
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
@@ -43,6 +44,7 @@ class Polls:
 
     Attributes:
         strand: See `Manners.strand`.
+        staggered: See `Manners.staggered`.
         now: Long polls out.
         most: The most at a time.
         by: Long polls out, by subscription.
@@ -54,7 +56,7 @@ class Polls:
     def __init__(
         self, send: Callable[[bytes], Awaitable[bytes]], give_back: Callable[[bytes], Awaitable[bytes]]
     ) -> None:
-        self.strand = False
+        self.strand = self.staggered = False
         self.by: Counter[str] = Counter()
         self.now = 0
         self._send, self._give_back = send, give_back
@@ -80,7 +82,7 @@ class Polls:
         self.most = max(self.most, self.now)
         self.most_by[subscription] = max(self.most_by[subscription], self.by[subscription])
         try:
-            until = time.monotonic() + HOLD
+            until = time.monotonic() + (random.uniform(0, HOLD) if self.staggered else HOLD)
             orphan = self._adopt(subscription, most)
             if orphan is not None:
                 response = await self._answer(subscription, orphan)

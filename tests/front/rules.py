@@ -18,6 +18,7 @@ class Manners:
         round_trip: Seconds.
         short: Most messages of a pull's answer.
         empty: Share of pulls that are answered with nothing although there may be something.
+        staggered: A long poll is answered with nothing as if it had begun at any time before: after up to `HOLD`.
         strand: What an orphaned poll took is left to lapse instead of given back at once.
         enforce_limits: The services' limits hold.
         shortest_ack_deadline: Of a subscription, seconds; 10 on the service.
@@ -26,6 +27,7 @@ class Manners:
     round_trip: float = 0.025
     short: int = 20
     empty: float = 0.1
+    staggered: bool = False
     strand: bool = False
     enforce_limits: bool = True
     shortest_ack_deadline: int = 10

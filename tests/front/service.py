@@ -74,7 +74,7 @@ class Service(grpc.GenericRpcHandler):
         self.calls.clear()
         self.errors.clear()
         self.unauthenticated = 0
-        self.polls.strand = False
+        self.polls.strand = self.polls.staggered = False
         self.polls.reset()
 
     def stats(self) -> dict[str, Any]:

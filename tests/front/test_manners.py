@@ -106,6 +106,16 @@ def test_the_101st_call_on_a_connection_waits_for_another_to_end(front: Front, n
         poll.cancel()
 
 
+def test_staggered_polls_do_not_all_wait_for_as_long(front: Front, naive: Naive) -> None:
+    front.manners(empty=0.0, staggered=True)
+    polls = [naive.future(wire.PULL, naive.pull_request()) for _ in range(99)]
+    eventually(lambda: any(poll.done() for poll in polls))
+    assert {len(poll.result().received_messages) for poll in polls if poll.done()} == {0}
+    assert not all(poll.done() for poll in polls)
+    for poll in polls:
+        poll.cancel()
+
+
 def test_a_channel_with_grpcs_own_limit_of_4_mb_never_gets_a_large_message(front: Front, client: Client) -> None:
     front.manners(empty=0.0, shortest_ack_deadline=2)
     naive = client().make(ack_deadline=2)

@@ -40,8 +40,10 @@ def run(program: list[str], handlers: str = "") -> subprocess.CompletedProcess[s
     )
 
 
-@pytest.mark.parametrize("handlers", ["", "0", "1"], ids=["unset", "off", "on"])
-@pytest.mark.parametrize("mode", ["plain", "later", "gevent"])
+@pytest.mark.parametrize(
+    ("mode", "handlers"),
+    [(mode, handlers) for mode in ("plain", "gevent") for handlers in ("", "0", "1")] + [("later", "")],
+)
 def test_parents_and_children_call_on_whatever_grpcs_fork_handlers_are(echo: Echo, mode: str, handlers: str) -> None:
     done = run(["-m", "tests.integration.fork_calls", mode, echo.address], handlers)
     assert done.returncode == 0, done.stdout + done.stderr
