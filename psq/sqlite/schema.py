@@ -116,13 +116,14 @@ def is_ours(connection: sqlite3.Connection) -> bool:
         NotOurs: Neither.
         sqlite3.Error: Locked, unreadable, no database.
     """
+    # The tables first: another process may make both at any moment, and at once.
+    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master LIMIT 5")]
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     if application == APPLICATION_ID:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version != VERSION:
             raise NotOurs(f"it has version {version} of psq's tables, and this psq reads {VERSION}: upgrade psq")
         return True
-    tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master LIMIT 5")]
     if application or tables:
         raise NotOurs(f"it is another program's database (tables: {', '.join(tables) or 'none'}): name another file")
     return False

@@ -11,7 +11,7 @@ from psq.brokers.base import QueueSpec
 from psq.brokers.sqlite import SQLiteBroker
 from psq.errors import BrokerRefused, StorageRefused
 from psq.sqlite.opening import STORAGE, connect, reader, translate
-from psq.sqlite.schema import VERSION
+from psq.sqlite.schema import VERSION, is_ours, prepare
 from psq.storages.sqlite import SQLiteStorage
 from tests.contract.helpers import outgoing, publish
 
@@ -125,3 +125,22 @@ def test_what_is_wrong_with_the_file_is_no_fault_of_the_record() -> None:
     assert refused(sqlite3.SQLITE_READONLY).everything
     assert refused(sqlite3.SQLITE_CORRUPT).everything
     assert not refused(sqlite3.SQLITE_TOOBIG).everything
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_file_that_another_process_makes_while_it_is_looked_at_is_ours(path: Path, moment: int) -> None:
+    statements = []
+
+    def runs(statement: str) -> None:
+        statements.append(statement)
+        if len(statements) == moment:
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                prepare(other)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.set_trace_callback(runs)
+        prepare(connection)
+        connection.set_trace_callback(None)
+        assert is_ours(connection)
+    assert len(statements) >= moment
