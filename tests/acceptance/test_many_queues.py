@@ -90,6 +90,7 @@ def test_very_many_queues_are_served_by_few_connections_and_threads_and_cost_not
     # Each is served.
     queue.enqueue("tests.integration.many_queues_jobs:fans_out", "n", count)
     front_site.wait_journal("run", count, 120)
+    front_site.wait_journal("sent", 1, 30)
     (sent,) = front_site.journal("sent")
     last = max(float(line[3]) for line in front_site.journal("run"))
     print(f"sent in {float(sent[4]):.2f} s, the last ran {last - float(sent[3]):.2f} s later")
