@@ -12,7 +12,8 @@ class TcpProxy:
 
     Attributes:
         address: Where clients connect.
-        swallowing: Bytes of both directions go nowhere; connections stay open.
+        swallowing: Bytes of both directions go nowhere; connections stay open. Those from which bytes were
+            swallowed stay mute afterwards: with a hole in it, no server knows what to make of the rest.
         muting: Bytes of the server go nowhere; those of clients arrive.
         accepted: Connections so far.
     """
@@ -44,15 +45,18 @@ class TcpProxy:
                 continue
             self._all.append(server)
             self._open += [client, server]
+            lost = threading.Event()
             for source, target, muted in ((client, server, False), (server, client, True)):
-                thread = threading.Thread(target=self._pump, args=(source, target, muted), daemon=True)
+                thread = threading.Thread(target=self._pump, args=(source, target, muted, lost), daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, is_answer: bool) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, is_answer: bool, lost: threading.Event) -> None:
         try:
             while data := source.recv(65536):
-                if not (self.swallowing or (self.muting and is_answer)):
+                if self.swallowing:
+                    lost.set()
+                if not (lost.is_set() or (self.muting and is_answer)):
                     target.sendall(data)
         except OSError:
             pass
