@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit("terminated", returncode=143)  # so that the servers are ended, too
 
     signal.signal(signal.SIGTERM, terminated)
+    # A shell has its background jobs ignore it, and what we start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
