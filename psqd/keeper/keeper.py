@@ -42,6 +42,8 @@ TELL_PAUSE = 30.0
 #: SIGHUPs that come faster than this are one reload, seconds.
 RELOAD_PAUSE = 0.05
 
+#: Seconds for the line that a worker is killed to be written; a reader that does not read must not hold up the kill.
+SETTLE = 0.1
 #: What it is killed for at the end of a drain.
 NOT_IN_TIME = "it did not stop in time (shutdown_timeout)"
 
@@ -136,6 +138,7 @@ class Keeper:
     def _end(self, worker: Worker, why: str, now: float) -> None:
         if not worker.ending:
             self._log.error(f"worker {worker.pid} is killed: {why}")
+            self._log.settle(SETTLE)  # or the line stands amid the stacks, which go to the same stderr
             worker.abort(why, now)
 
     def _run_returns(self) -> float:

@@ -34,7 +34,7 @@ class Log:
 
     def __init__(self, fd: int = 2, clock: Callable[[], float] = time.time) -> None:
         self._fd, self._clock, self._pid = fd, clock, os.getpid()
-        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lines: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self.format = "text"
         self.level = LEVELS["INFO"]
@@ -86,6 +86,14 @@ class Log:
             text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         return f"{stamp} {level:<5} keeper[{self._pid}] {text}"
 
+    def settle(self, timeout: float) -> bool:
+        """Wait until the lines so far are written, for so many seconds at most; True where they are."""
+        if self._thread is None:
+            return True
+        written = threading.Event()
+        self._lines.put(written)
+        return written.wait(timeout)
+
     def close(self, timeout: float = 1.0) -> None:
         """Write what waits, for so many seconds at most."""
         if self._thread is not None:
@@ -98,6 +106,9 @@ class Log:
             line = self._lines.get()
             if line is None:
                 return
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
             while line:
                 try:
                     line = line[os.write(self._fd, line) :]

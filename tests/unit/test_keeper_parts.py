@@ -81,14 +81,34 @@ def test_settings_that_are_unknown_change_nothing() -> None:
     assert (log.format, log.level) == ("text", 20)
 
 
+def read_lines(reader: int, log: Log, count: int) -> None:
+    """Read all, so that its thread ends: it would write to whatever has the number of the pipe afterwards."""
+    left = count * (len(log.line("INFO", "x" * 1000)) + 1)
+    while left:
+        left -= len(os.read(reader, left))
+
+
 def test_a_log_that_nobody_reads_stops_nobody(pipe: tuple[int, int]) -> None:
     log = Log(pipe[1])
     for _ in range(20 * MAX_WAITING):
         log.info("x" * 1000)
     assert log.dropped > 0
     log.close(0.01)
-    while len(os.read(pipe[0], 1 << 20)) == 1 << 20:  # let the thread end
-        pass
+    read_lines(pipe[0], log, 20 * MAX_WAITING - log.dropped)
+
+
+def test_a_settled_log_has_written_its_lines_and_one_that_nobody_reads_does_not_wait(pipe: tuple[int, int]) -> None:
+    log = Log(pipe[1])
+    assert log.settle(0.0)  # it has nothing to write
+    log.info("before the stacks")
+    assert log.settle(30.0)
+    assert os.read(pipe[0], 4096).endswith(b"before the stacks\n")
+    for _ in range(MAX_WAITING // 2):  # more than a pipe holds
+        log.info("x" * 1000)
+    assert not log.settle(0.01)
+    read_lines(pipe[0], log, MAX_WAITING // 2)
+    assert log.settle(30.0)
+    log.close()
 
 
 def test_a_log_that_is_closed_at_the_other_end_is_no_error() -> None:
