@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.acceptance import processes
+
 HERE = Path(__file__).parent
 #: Longest wait for anything that must happen; nothing takes it when all is well.
 PATIENCE = 20.0
@@ -192,17 +194,5 @@ class KeeperBench:
         self._place.cleanup()
 
 
-def alive(pid: int) -> bool:
-    """True while the process runs; a zombie does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
-
-
 def wait_gone(pid: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while alive(pid):
-        assert time.monotonic() < deadline, f"process {pid} is left over"
-        threading.Event().wait(0.005)
+    processes.wait_gone([pid], time.monotonic() + PATIENCE)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.keeper_bench import KeeperBench, Peer, alive, wait_gone
+from tests.acceptance.keeper_bench import KeeperBench, Peer, wait_gone
+from tests.acceptance.processes import alive
 
 pytestmark = pytest.mark.unpatched
 
