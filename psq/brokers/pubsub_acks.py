@@ -41,6 +41,7 @@ class Acks:
         self._channel, self._post = channel, post
         self._lock = threading.Lock()
         self._groups: dict[_Key, GroupCommit[str]] = {}
+        self._in_use: set[_Key] = set()  # of a thousand queues few have acks on their way
         self.requests = 0
 
     def ack(self, subscription: str, delivery: Delivery, done: Done) -> None:
@@ -51,7 +52,9 @@ class Acks:
         def ended(result: Any, error: Exception | None) -> None:
             post(done, None, _translated(result, error, "acking on", subscription))
 
-        self._group((subscription, ACK)).add(key, len(key) + 4, ended)
+        group_key = (subscription, ACK)
+        self._group(group_key).add(key, len(key) + 4, ended)
+        self._in_use.add(group_key)  # after the line above, see `kick`
 
     def modify(self, subscription: str, deliveries: Sequence[Delivery], seconds: float, done: Done) -> None:
         """Give deliveries back after a pause, 0 for at once. See `Broker.park`."""
@@ -64,6 +67,7 @@ class Acks:
 
         for delivery in deliveries:
             group.add(delivery.lease_key, len(delivery.lease_key) + 4, ended)
+        self._in_use.add((subscription, whole))
 
     def _group(self, key: _Key) -> GroupCommit[str]:
         group = self._groups.get(key)
@@ -101,10 +105,15 @@ class Acks:
 
     def kick(self) -> None:
         """Start requests that a stuck one holds back; forget lengths that are not used any more."""
-        for key, group in list(self._groups.items()):
-            if len(group):
+        for key in list(self._in_use):
+            self._in_use.discard(key)
+            group = self._groups.get(key)
+            if group is None:
+                continue
+            if not group.idle():  # looked at after it was discarded: who adds to it meanwhile notes it again
+                self._in_use.add(key)
                 group.kick()
-            elif key[1] > 0 and group.idle():  # each length of a pause has a group of its own
+            elif key[1] > 0:  # each length of a pause has a group of its own
                 with self._lock:
                     if group.idle():
                         self._groups.pop(key, None)

@@ -167,6 +167,7 @@ class Publisher:
         self._names, self._admin, self._post = names, admin, post
         self._lock = threading.Lock()
         self._topics: dict[str, _Topic] = {}
+        self._in_use: set[_Topic] = set()  # of a thousand topics few are published to
         self.requests = self.messages = 0
 
     def publish(self, out: Outgoing, done: Done, timeout: float) -> None:
@@ -235,6 +236,7 @@ class Publisher:
             self._post(done, None, translated)
 
         topic.group.add(item, len(framed), ended, deadline=item.deadline)
+        self._in_use.add(topic)  # after the line above, see `kick`
 
     def denied(self, error: CallError) -> CallError:
         """With what would allow it."""
@@ -246,8 +248,10 @@ class Publisher:
 
     def kick(self) -> None:
         """Start requests that a stuck one holds back."""
-        for topic in list(self._topics.values()):
-            if len(topic.group):
+        for topic in list(self._in_use):
+            self._in_use.discard(topic)
+            if not topic.group.idle():  # looked at after the line above: who adds to it meanwhile notes it again
+                self._in_use.add(topic)
                 topic.group.kick()
 
     def idle(self) -> bool:
