@@ -2,7 +2,8 @@
 # `make test` (everything but the slow group) and `make test-slow`, in lanes side by side: most tests wait most of the
 # time. Usage: test.sh [slow]
 #
-#   daemons   all but unit tests and contracts: real daemons. Two lanes, which share the tests (tests/lanes.py)
+#   daemons   all but unit tests and contracts: real daemons. Two lanes, which share the tests (tests/lanes.py); the
+#             next two lanes help with what is left when they have ended
 #   plain     unit tests and contracts in plain Python
 #   patched   unit tests and contracts in a process that gevent has patched, as the daemon's worker is
 #   others    unit tests and the SQLite contract on Python 3.12 and 3.13, where they are found
@@ -72,12 +73,18 @@ daemons() {
     shared -m "not slow" --ignore=tests/unit --ignore=tests/contract
 }
 
-plain() {
-    tests -m "not slow" tests/unit tests/contract
+plain() { # then a lane of daemons: what is left of them would wait for two lanes while a core idles
+    code=0
+    tests -m "not slow" tests/unit tests/contract || code=$?
+    daemons || code=$?
+    return $code
 }
 
 patched() {
-    tests -p tests.patched --hypothesis-profile=few -m "not slow and not unpatched" tests/unit tests/contract
+    code=0
+    tests -p tests.patched --hypothesis-profile=few -m "not slow and not unpatched" tests/unit tests/contract || code=$?
+    daemons || code=$?
+    return $code
 }
 
 others() {

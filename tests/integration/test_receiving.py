@@ -16,6 +16,7 @@ from psq.brokers.base import Broker, Delivery, QueueSpec, Receiver
 from psq.brokers.pubsub import PubSubBroker
 from psq.concurrency import Waiter
 from psq.errors import BrokerUnavailable
+from psq.google.channel import _connected
 from psq.message import decode
 from tests.contract.helpers import PATIENCE, Answer, ack, nack, outgoing, publish, receiving, stop
 from tests.front.client import Front
@@ -186,6 +187,8 @@ def test_a_publish_whose_streams_are_all_refused_was_never_sent(make: Make, fron
     publish(broker, outgoing(QUEUE, "before"))
     front.refuse_streams(100_000)
     front.cut()
+    # A publish on the old connection may have been accepted.
+    eventually(lambda: not _connected(broker.channel._channel))
     answer = Answer()
     broker.publish(outgoing(QUEUE, "never"), answer, timeout=1.0)
     with pytest.raises(BrokerUnavailable):
