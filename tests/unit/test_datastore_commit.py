@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import pytest
 
 from psq.errors import StorageRefused, StorageUnavailable
 from psq.google.errors import CallError
+from psq.group_commit import GroupCommit
 from psq.storages.base import FAILED, FINISHED, QUEUED, RETRYING, STARTED, Scheduled, TaskRecord
 from psq.storages.datastore import DatastoreStorage
 from tests.contract.helpers import Answer
@@ -38,6 +40,13 @@ def mutations(commit: Any) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, no commit is started because the last one takes long."""
+    monkeypatch.setattr("psq.storages.datastore_commit.GroupCommit", partial(GroupCommit, hasten=1000.0))
+
+
+@pytest.mark.usefixtures("patient")
 def test_who_arrives_while_a_commit_is_out_shares_the_next() -> None:
     server = Server()
     storage = storage_on(server)
@@ -50,6 +59,7 @@ def test_who_arrives_while_a_commit_is_out_shares_the_next() -> None:
     assert [len(commit.mutations) for commit in server.commits] == [1, 1, 1, 1, 400, 400, 196]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_commit_has_at_most_three_and_a_half_megabytes() -> None:
     server = Server()
     storage = storage_on(server)
