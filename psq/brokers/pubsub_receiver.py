@@ -44,7 +44,7 @@ log = logging.getLogger("psq")
 
 
 def poll_for(queues: int) -> float:
-    """Seconds of a long poll in a daemon of so many queues: each poll that ends costs a millisecond of CPU."""
+    """Seconds of a long poll in a daemon of so many queues: each poll that ends costs two milliseconds of CPU."""
     return max(DEFAULT_POLL, queues / POLLS_A_SECOND)
 
 

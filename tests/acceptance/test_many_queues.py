@@ -110,10 +110,10 @@ def test_very_many_queues_are_served_by_few_connections_and_threads_and_cost_not
     print(f"{connections} connections, {threads} threads, {memory:.0f} MB, CPU {cpu:.2%} with {pulls} pulls")
     print(f"an ack is answered after {acks[0]:.4f} to {acks[-1]:.4f} s")
     print(f"polls at most {stats['polls_most']}, by queue at most {max(stats['polls_most_by'].values())}")
-    # 2 % is the aim, and 60 queues keep it. A thousand do not yet: 3 to 4 % on a quiet machine, 3 ms of CPU for each
-    # poll that ends. This bound only holds the line.
+    # 2 % is the aim, and 60 queues keep it. A thousand do not yet: 2.7 to 3.0 % on a quiet machine, 2.3 ms of CPU for
+    # each poll that ends. This bound only holds the line.
     print(f"aim for CPU: 2 %, {'kept' if cpu <= 0.02 else 'NOT kept'}")
-    assert cpu <= (0.02 if count < 1000 else 0.06)
+    assert cpu <= (0.02 if count < 1000 else 0.05)
     assert threads <= 16
     assert count / 100 <= connections <= connections_for(count)
     assert acks[len(acks) // 2] < 0.1, acks
